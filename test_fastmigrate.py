@@ -1,0 +1,1341 @@
+"""The promises of fastmigrate, each kept by tests that are named as sentences.
+
+Run them with `python -m unittest`; they need the standard library only.
+"""
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from pathlib import Path
+
+import fastmigrate
+from fastmigrate import MigrationError, migrate
+
+MODULE = Path(fastmigrate.__file__).resolve()
+logging.getLogger("fastmigrate").addHandler(logging.NullHandler())  # tests look at them
+posix_only = unittest.skipUnless(os.name == "posix", "needs POSIX")
+
+PARENTS = """
+CREATE TABLE artist (id INTEGER PRIMARY KEY, name TEXT);
+CREATE TABLE album (id INTEGER PRIMARY KEY,
+                    artist INTEGER REFERENCES artist (id) ON DELETE CASCADE);
+INSERT INTO artist VALUES (1, 'a'), (2, 'b');
+INSERT INTO album VALUES (10, 1), (11, 2), (12, 1);
+"""
+REBUILD = """
+CREATE TABLE artist_new (id INTEGER PRIMARY KEY, name TEXT NOT NULL);
+INSERT INTO artist_new SELECT id, name FROM artist;
+DROP TABLE artist;
+ALTER TABLE artist_new RENAME TO artist;
+"""
+PY_INSERT = "import sqlite3, sys\nc = sqlite3.connect(sys.argv[1], timeout=30)\n"
+
+
+class Result:
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+
+    def __repr__(self):
+        return f"exit {self.code}\n{self.out}{self.err}"
+
+
+class Case(unittest.TestCase):
+    """A test in a directory of its own, with a database x.db and a directory m."""
+
+    mode = "delete"  # the journal mode of the database
+
+    def setUp(self):
+        self.home = Path(tempfile.mkdtemp(prefix="fastmigrate-test-")).resolve()
+        self.addCleanup(shutil.rmtree, self.home, True)
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.home)
+        os.mkdir("m")
+
+    def create(self, db="x.db", mode=None):
+        fastmigrate.create_db(db)
+        if (mode or self.mode) != "delete":
+            self.sql(f"PRAGMA journal_mode = {mode or self.mode}", db)
+
+    def script(self, name, text="", folder="m"):
+        path = Path(folder, name)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    def sql(self, statement, db="x.db", **options):
+        connection = sqlite3.connect(db, isolation_level=None, **options)
+        try:
+            return connection.execute(statement).fetchall()
+        finally:
+            connection.close()
+
+    def version(self, db="x.db"):
+        return self.sql("SELECT version FROM _meta", db)[0][0]
+
+    def tables(self, db="x.db"):
+        return {name for name, in self.sql(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE '\\_%' "
+            "ESCAPE '\\'", db)}
+
+    def beside(self, db="x.db"):
+        """The files that lie beside a database, but for those that the test made."""
+        return {name for name in os.listdir(self.home) if name.startswith(db + "-")
+                or name.startswith(db + ".")}
+
+    def run_main(self, *arguments):
+        """Run the command line in this process, on x.db and m unless told otherwise."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = fastmigrate.main([str(a) for a in arguments])
+        return Result(code, out.getvalue(), err.getvalue())
+
+    def go(self, *arguments):
+        return self.run_main("--db", "x.db", "--migrations", "m", *arguments)
+
+    def start(self, *arguments, **options):
+        """Start the command line as a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, str(MODULE), "--db", "x.db", "--migrations", "m", *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+    def refuses(self, result, *parts):
+        """The command line refused: exit 1, one message with these parts, no traceback."""
+        self.assertEqual(result.code, 1, result)
+        self.assertNotRegex(result.err, "(?m)^Traceback")
+        self.assertEqual(len(re.findall("(?m)^error: ", result.err)), 1, result)
+        for part in parts:
+            self.assertIn(part, result.err)
+
+    def works(self, result):
+        self.assertEqual(result.code, 0, result)
+        return result
+
+    def wait_for(self, condition, what):
+        """Wait until a condition holds that another process brings about."""
+        until = time.monotonic() + 20
+        while not condition():
+            if time.monotonic() > until:
+                self.fail(f"{what} did not come about")
+            time.sleep(0.01)
+
+
+# ---------------------------------------------------------------- the contract of its use
+
+
+class Usage(Case):
+    def test_the_sample_of_the_readme_creates_and_migrates(self):
+        from fastmigrate.core import ensure_versioned_db, run_migrations
+        self.script("0001-create-users.sql", "CREATE TABLE users (id INTEGER PRIMARY KEY);")
+        self.assertEqual(ensure_versioned_db("data/app.db"), 0)
+        self.assertIs(run_migrations("data/app.db", "m", verbose=False), True)
+        self.assertEqual(ensure_versioned_db("data/app.db"), 1)
+        self.assertEqual(fastmigrate.get_db_version("data/app.db"), 1)
+
+    def test_scripts_run_in_the_order_of_their_numbers_with_gaps(self):
+        self.create()
+        for number in (30, 2, 7):
+            self.script(f"{number:04d}-x.sql", f"CREATE TABLE IF NOT EXISTS t (n);"
+                                               f"INSERT INTO t VALUES ({number});")
+        self.assertEqual([p.name for p in migrate("x.db", "m")],
+                         ["0002-x.sql", "0007-x.sql", "0030-x.sql"])
+        self.assertEqual(self.sql("SELECT n FROM t"), [(2,), (7,), (30,)])
+        self.assertEqual(self.version(), 30)
+
+    def test_a_run_stops_at_a_failure_and_resumes_there(self):
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        self.script("0002-b.sql", "CREATE TABLE b (x);\nSELEC 1;")
+        self.script("0003-c.sql", "CREATE TABLE c (x);")
+        with self.assertRaises(MigrationError) as caught:
+            migrate("x.db", "m")
+        error = caught.exception
+        self.assertEqual((error.path, error.line, error.version),
+                         (os.path.join("m", "0002-b.sql"), 2, 1))
+        self.assertEqual(error.statement, "SELEC 1;")
+        self.assertEqual(self.tables(), {"a"})
+        self.script("0002-b.sql", "CREATE TABLE b (x);")
+        self.assertEqual(len(migrate("x.db", "m")), 2)
+        self.assertEqual(self.tables(), {"a", "b", "c"})
+
+    def test_to_stops_after_that_version_and_never_goes_back(self):
+        self.create()
+        for number in (1, 2, 3):
+            self.script(f"{number:04d}-x.sql", f"CREATE TABLE t{number} (x);")
+        self.works(self.go("--to", "2"))
+        self.assertEqual(self.version(), 2)
+        self.refuses(self.go("--to", "1"), "at version 2", "Nothing was changed")
+        self.works(self.go("--to", "2"))
+
+    def test_run_migrations_returns_false_and_logs_the_reason(self):
+        self.create()
+        self.script("0001-a.sql", "SELEC;")
+        with self.assertLogs("fastmigrate", logging.ERROR) as logs:
+            self.assertIs(fastmigrate.run_migrations("x.db", "m"), False)
+        self.assertIn("0001-a.sql:1", logs.output[0])
+        with self.assertLogs("fastmigrate", logging.ERROR):
+            self.assertIs(fastmigrate.run_migrations("missing.db", "m"), False)
+
+    def test_a_path_may_be_a_string_or_a_path(self):
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        for make in (str, Path):
+            name = f"{make.__name__}.db"
+            fastmigrate.create_db(make(name))
+            self.assertTrue(fastmigrate.run_migrations(make(name), make("m")))
+            fastmigrate.set_db_version(make(name), 5)
+            self.assertEqual(fastmigrate.get_db_version(make(name)), 5)
+            self.assertIsInstance(fastmigrate.create_db_backup(make(name)), Path)
+
+    def test_a_copy_in_a_package_works_under_the_name_of_the_package(self):
+        package = self.home / "myapp"
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        shutil.copy(MODULE, package / "fastmigrate.py")
+        code = ("from myapp.fastmigrate.core import ensure_versioned_db, run_migrations\n"
+                "import myapp.fastmigrate as f, sys\n"
+                "assert f.core is f and 'fastmigrate' not in sys.modules\n"
+                "ensure_versioned_db('y.db'); assert run_migrations('y.db', 'm')\n")
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=self.home)
+
+    def test_the_file_is_a_program(self):
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        for command in ([sys.executable, "-m", "fastmigrate"], [sys.executable, str(MODULE)]):
+            done = subprocess.run([*command, "--version"], cwd=MODULE.parent, text=True,
+                                  capture_output=True, check=True)
+            self.assertEqual(done.stdout, f"fastmigrate {fastmigrate.__version__}\n")
+
+    def test_connect_opens_every_connection(self):
+        self.script("0001-a.sql", "CREATE TABLE a (x); INSERT INTO a VALUES (twice(4));")
+        self.script("0002-b.sql", "VACUUM; INSERT INTO a VALUES (twice(5));")
+
+        def connect(path):
+            connection = sqlite3.connect(path)
+            connection.create_function("twice", 1, lambda n: n * 2)
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA foreign_keys = ON")
+            return connection
+
+        fastmigrate.create_db("x.db", connect=connect)
+        migrate("x.db", "m", connect=connect)
+        self.assertEqual(self.sql("SELECT x FROM a"), [(8,), (10,)])
+
+    def test_names_that_are_no_script_names_are_no_scripts(self):
+        extract = fastmigrate.extract_version_from_filename
+        self.assertEqual(extract("0001-a.sql"), 1)
+        self.assertEqual(extract("9999-b c.d.py"), 9999)
+        for name in ("12-x.sql", "0001_x.sql", "00001-x.sql", "0001-x.SQL", "0000-x.sql",
+                     "0001-x.txt", "x.sql", "٠٠٠١-x.sql", "0001-x.sql.bak", ""):
+            self.assertIsNone(extract(name), name)
+
+    def test_two_scripts_with_one_index_are_refused_before_anything_runs(self):
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        self.script("0002-b.sql")
+        self.script("0002-c.py")
+        self.refuses(self.go(), "0002-b.sql", "0002-c.py")
+        self.assertEqual(self.tables(), set())
+        with self.assertRaises(ValueError):
+            fastmigrate.get_migration_scripts("m")
+
+    def test_get_migration_scripts_returns_paths_by_version(self):
+        self.script("0002-b.py")
+        self.script("0001-a.sql")
+        self.script("notes.txt")
+        self.assertEqual(fastmigrate.get_migration_scripts("m"),
+                         {1: Path("m/0001-a.sql"), 2: Path("m/0002-b.py")})
+
+    def test_near_misses_get_one_warning_that_names_the_rule(self):
+        self.create()
+        names = ["12-x.sql", "0001_x.sql", "00001-x.sql", "0001-x.SQL", "0000-x.sql"]
+        for name in [*names, "README.md", "x.sql"]:
+            self.script(name)
+        os.mkdir("m/0003-folder.sql")
+        result = self.works(self.go())
+        self.assertEqual(result.err.count("warning"), 1)
+        for name in [*names, "0003-folder.sql", "NNNN-description.ext"]:
+            self.assertIn(name, result.err)
+        self.assertNotIn("README.md", result.err)
+
+
+class Configuration(Case):
+    def place(self, *arguments):
+        """The database and the directory that the command line settles on."""
+        parsed = fastmigrate._parser().parse_args(arguments)
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err):
+            fastmigrate._configure(parsed)
+        return parsed.db, parsed.migrations, err.getvalue()
+
+    def test_arguments_go_before_the_config_and_the_config_before_defaults(self):
+        default = os.path.join("data", "database.db")
+        self.assertEqual(self.place(), (default, "migrations", ""))
+        Path(".fastmigrate").write_text("[paths]\ndb = 100%/c.db\nmigrations = cm\n")
+        self.assertEqual(self.place(), ("100%/c.db", "cm", ""))
+        self.assertEqual(self.place("--db", "a.db"), ("a.db", "cm", ""))
+        self.assertEqual(self.place("--db", default, "--migrations", "migrations"),
+                         (default, "migrations", ""))
+
+    def test_paths_in_a_config_are_relative_to_it(self):
+        os.mkdir("etc")
+        Path("etc/f.ini").write_text(f"[paths]\ndb = d.db\nmigrations = {self.home}/m\n")
+        self.assertEqual(self.place("--config", "etc/f.ini"),
+                         (os.path.join("etc", "d.db"), f"{self.home}/m", ""))
+
+    def test_unknown_keys_are_a_warning_and_broken_configs_an_error(self):
+        Path(".fastmigrate").write_text("[paths]\nddb = x\n[other]\na = b\n")
+        warned = self.place()[2]
+        self.assertEqual(warned.count("warning"), 2)
+        self.assertIn("ddb", warned)
+        Path(".fastmigrate").write_text("db = x\n")
+        self.refuses(self.run_main(), ".fastmigrate is broken")
+        self.refuses(self.run_main("--config", "none.ini"), "none.ini")
+
+    def test_without_arguments_the_defaults_are_migrated(self):
+        os.mkdir("migrations")
+        self.script("0001-a.sql", "CREATE TABLE a (x);", "migrations")
+        self.works(self.run_main("--createdb"))
+        self.works(self.run_main())
+        self.assertEqual(self.version("data/database.db"), 1)
+
+
+class CommandLine(Case):
+    def test_a_run_says_what_it_applied_and_an_up_to_date_run_says_so_in_one_line(self):
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        result = self.works(self.go())
+        self.assertRegex(result.out, r"\AApplied 0001-a.sql \(\d+ ms\)\n"
+                                     r"x.db is at version 1, 1 migration applied\n\Z")
+        result = self.works(self.go())
+        self.assertEqual((result.out, result.err), ("x.db is up to date at version 1\n", ""))
+        self.assertEqual(self.works(self.go("-q")).out, "")
+
+    def test_createdb_creates_at_version_0_and_refuses_an_unversioned_database(self):
+        self.assertIn("created", self.works(self.go("--createdb")).out)
+        self.assertEqual(self.version(), 0)
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        self.assertIn("there already", self.works(self.go("--createdb")).out)
+        self.assertEqual(self.version(), 0)
+        self.sql("CREATE TABLE t (x)", "u.db")
+        before = Path("u.db").read_bytes()
+        self.refuses(self.run_main("--db", "u.db", "--createdb"), "unversioned")
+        self.assertEqual(Path("u.db").read_bytes(), before)
+
+    def test_wrong_usage_exits_with_2(self):
+        for arguments in (["--nonsense"], ["--to", "x"], ["--to", "-1"], ["--set-version", "x"],
+                          ["--set-version", "10000"], ["--timeout", "soon"],
+                          ["--timeout", "nan"], ["--createdb", "--set-version", "1"]):
+            self.assertEqual(self.run_main(*arguments).code, 2, arguments)
+
+    def test_set_version_manages_an_unversioned_database_and_forgets_later_history(self):
+        self.sql("CREATE TABLE t (x)")
+        self.works(self.go("--set-version", "3"))
+        self.assertEqual(self.version(), 3)
+        self.script("0004-a.sql", "CREATE TABLE a (x);")
+        self.works(self.go())
+        self.works(self.go("--set-version", "3"))
+        self.assertEqual(self.sql("SELECT * FROM _migration_history"), [])
+        self.refuses(self.run_main("--db", "none.db", "--set-version", "3"), "none.db")
+        self.assertFalse(os.path.exists("none.db"))
+
+    def test_main_leaves_the_signal_handlers_as_they_were(self):
+        before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        self.create()
+        self.works(self.go())
+        self.assertEqual(
+            (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)), before)
+
+
+# ---------------------------------------------------------------- promise 1: one version
+
+
+class SqlScripts(Case):
+    def fails_at(self, line, text, *parts, name="0001-a.sql"):
+        """A script fails at a line, and nothing of it stays."""
+        self.script(name, text)
+        before = self.sql("SELECT * FROM sqlite_master")
+        with self.assertRaises(MigrationError) as caught:
+            migrate("x.db", "m")
+        self.assertEqual(caught.exception.line, line, caught.exception)
+        for part in parts:
+            self.assertIn(part, str(caught.exception))
+        self.assertEqual(self.sql("SELECT * FROM sqlite_master"), before)
+        self.assertEqual(self.beside(), set())
+        return caught.exception
+
+    def test_a_failing_script_leaves_nothing_and_its_line_is_exact(self):
+        self.create()
+        self.fails_at(4, "CREATE TABLE a (x);\n/* two\nlines */ -- more\nINSERT INTO\n b VALUES (1);",
+                      "no such table: b", "INSERT INTO")
+        self.fails_at(2, "SELECT 1; SELECT\n 2; SELECT nope;\n")
+        self.fails_at(1, "SELECT nope", "no such column")
+
+    def test_the_line_is_exact_beyond_many_blocks(self):
+        self.create()
+        many = "INSERT INTO a VALUES ('" + "x;" * 50 + "');\n"
+        text = "CREATE TABLE a (x);\n" + many * 9000 + "INSERT INTO a VALUES (1, 2);\n" + many * 10
+        self.assertGreater(len(text), 3 * fastmigrate.BLOCK)
+        self.fails_at(9002, text)
+
+    def test_the_own_begin_and_commit_of_a_script_do_not_cut_its_transaction(self):
+        self.create()
+        for begin in ("BEGIN", "BEGIN IMMEDIATE TRANSACTION", "SAVEPOINT s"):
+            end = "RELEASE s" if "SAVE" in begin else "COMMIT"
+            self.fails_at(5, f"{begin};\nCREATE TABLE a (x);\n{end};\nEND;\nSELECT nope;\n"
+                          if "SAVE" not in begin else
+                          f"{begin};\nCREATE TABLE a (x);\n{end};\n\nSELECT nope;\n")
+        self.script("0001-a.sql", "BEGIN;\nCREATE TABLE a (x);\nCOMMIT;\nBEGIN;\n"
+                                  "INSERT INTO a VALUES (1);\nCOMMIT;\n")
+        migrate("x.db", "m")
+        self.assertEqual(self.sql("SELECT * FROM a"), [(1,)])
+
+    def test_a_conflict_that_rolls_back_by_itself_does_not_hide_its_error(self):
+        self.create()
+        self.fails_at(3, "CREATE TABLE a (x UNIQUE);\nINSERT INTO a VALUES (1);\n"
+                         "INSERT OR ROLLBACK INTO a VALUES (1);\n", "UNIQUE constraint failed")
+        self.fails_at(4, "CREATE TABLE b (x);\nCREATE TRIGGER tr BEFORE INSERT ON b BEGIN\n"
+                         "  SELECT RAISE(ROLLBACK, 'never'); END;\nINSERT INTO b VALUES (1);",
+                      "never")
+
+    def test_a_failing_script_with_fts5_leaves_those_before_it_whole(self):
+        try:
+            sqlite3.connect(":memory:").execute("CREATE VIRTUAL TABLE f USING fts5 (x)")
+        except sqlite3.OperationalError:
+            self.skipTest("SQLite has no FTS5")
+        self.create()
+        self.script("0001-a.sql", "CREATE VIRTUAL TABLE f USING fts5 (x);"
+                                  "INSERT INTO f VALUES ('one two');")
+        self.script("0002-b.sql", "INSERT INTO f VALUES ('three');\nSELECT nope;")
+        with self.assertRaises(MigrationError):
+            migrate("x.db", "m")
+        self.assertEqual(self.version(), 1)
+        self.assertEqual(self.sql("SELECT * FROM f WHERE f MATCH 'two'"), [("one two",)])
+        self.assertEqual(self.sql("PRAGMA integrity_check"), [("ok",)])
+
+    def test_triggers_strings_and_comments_may_be_full_of_semicolons_and_commits(self):
+        self.create()
+        text = """
+            -- COMMIT; ROLLBACK; it's ;
+            CREATE TABLE a (x); CREATE TABLE "odd;na""me" (y); /* ; COMMIT; ' */
+            CREATE TRIGGER tr AFTER INSERT ON a BEGIN
+                INSERT INTO "odd;na""me" VALUES ('; COMMIT; -- no comment');
+                UPDATE a SET x = CASE WHEN x = 1 THEN 2 ELSE x END;
+            END;
+            INSERT INTO a VALUES (1); INSERT INTO a VALUES ('it''s;
+            COMMIT; /* here */');"""
+        self.script("0001-a.sql", text)
+        migrate("x.db", "m")
+        plain = sqlite3.connect(":memory:")
+        plain.executescript(text)
+        for query in ("SELECT * FROM a", 'SELECT * FROM "odd;na""me"'):
+            self.assertEqual(self.sql(query), plain.execute(query).fetchall())
+
+    def test_random_scripts_give_the_database_that_executescript_gives(self):
+        generator = random.Random(20)
+        pieces = ["INSERT INTO t VALUES ('a;b');", "INSERT INTO t VALUES ('x''y\n;\n');", "\n",
+                  "-- it's; a comment\n", "/* ; ' \" */", ";", "  ",
+                  "INSERT INTO t\nVALUES ('--no');",
+                  "CREATE TRIGGER IF NOT EXISTS g AFTER INSERT ON t BEGIN SELECT 1; SELECT ';'; END;",
+                  "INSERT INTO t VALUES ('/*');\n",
+                  "UPDATE t SET x = CASE WHEN x = 'b' THEN 'c' ELSE x END;"]
+        old = fastmigrate.BLOCK
+        self.addCleanup(setattr, fastmigrate, "BLOCK", old)
+        for number in range(60):
+            fastmigrate.BLOCK = generator.choice((7, 40, 200, old))
+            text = "CREATE TABLE t (x);\n" + "".join(generator.choices(pieces, k=30))
+            self.script("0001-a.sql", text)
+            db = f"{number}.db"
+            fastmigrate.create_db(db)
+            migrate(db, "m")
+            plain = sqlite3.connect(":memory:")
+            plain.executescript(text)
+            for query in ("SELECT x FROM t", "SELECT sql FROM sqlite_master WHERE name = 'g'"):
+                self.assertEqual(self.sql(query, db), plain.execute(query).fetchall(), text)
+            plain.close()
+
+    def test_a_mark_at_the_start_and_crlf_are_fine(self):
+        self.create()
+        self.script("0001-a.sql", b"\xef\xbb\xbfCREATE TABLE a (x);\r\n"
+                                  b"INSERT INTO a VALUES ('1\r\n2');\r\n")
+        migrate("x.db", "m")
+        self.assertEqual(self.sql("SELECT x FROM a"), [("1\n2",)])
+
+    def test_what_is_no_sql_text_is_refused_with_its_line(self):
+        self.create()
+        self.fails_at(2, b"SELECT 1;\nSELECT '\xff';\n", "not UTF-8")
+        self.fails_at(3, b"SELECT 1;\n\nSELECT \0 2;\n", "NUL")
+        self.fails_at(1, "CREATE TABLE a (x);".encode("utf-16"), "not UTF-8")
+        self.fails_at(2, "SELECT 1;\n.import x y\n", "sqlite3 program")
+        self.fails_at(2, "SELECT 1;\nCREATE TABLE a (x\n", "file ends within")
+        self.fails_at(2, "CREATE TABLE a (x);\nINSERT INTO a VALUES ('it's);\n")
+        self.fails_at(1, "-- fastmigrate: no-transactions\nSELECT 1;", "no-transactions")
+
+    def test_an_empty_script_and_one_of_comments_count_as_applied(self):
+        self.create()
+        self.script("0001-a.sql")
+        self.script("0002-b.sql", "-- nothing\n/* at all */")
+        self.script("0003-c.sql", "SELECT 1")
+        self.assertEqual(len(migrate("x.db", "m")), 3)
+
+    def test_a_script_that_spoils_meta_is_undone(self):
+        self.create()
+        for text in ("DROP TABLE _meta;", "DELETE FROM _meta;"):
+            self.script("0001-a.sql", "CREATE TABLE a (x);" + text)
+            self.refuses(self.go(), "0001-a.sql")
+            self.assertEqual((self.version(), self.tables()), (0, set()))
+
+    def test_history_is_written_with_the_version(self):
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        migrate("x.db", "m")
+        (row,) = self.sql("SELECT * FROM _migration_history")
+        self.assertEqual(row[:2], (1, "0001-a.sql"))
+        self.assertRegex(row[3], r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
+        self.assertEqual(self.sql("SELECT sql FROM sqlite_master WHERE name = '_meta'"),
+                         [("CREATE TABLE _meta (id INTEGER PRIMARY KEY CHECK (id = 1), "
+                           "version INTEGER NOT NULL DEFAULT 0)",)])
+
+    def test_a_database_without_history_is_as_good_as_one_with_it(self):
+        self.sql("CREATE TABLE _meta (id INTEGER PRIMARY KEY CHECK (id = 1), "
+                 "version INTEGER NOT NULL DEFAULT 0)")
+        self.sql("INSERT INTO _meta VALUES (1, 2)")
+        for number in (1, 2, 3):
+            self.script(f"{number:04d}-x.sql", f"CREATE TABLE t{number} (x);")
+        result = self.works(self.go())
+        self.assertEqual(result.err, "")
+        self.assertEqual(self.tables(), {"t3"})
+        self.assertEqual(self.works(self.go()).err, "")
+        self.assertEqual(self.sql("SELECT version FROM _migration_history"), [(3,)])
+
+
+class ConnectionState(Case):
+    def test_temporary_tables_do_not_leak(self):
+        self.create()
+        for number in (1, 2):
+            self.script(f"{number:04d}-x.sql",
+                        f"CREATE TEMP TABLE scratch (x); INSERT INTO scratch VALUES ({number});"
+                        f"CREATE TABLE t{number} AS SELECT * FROM scratch;")
+        migrate("x.db", "m")
+        self.assertEqual(self.sql("SELECT * FROM t1, t2"), [(1, 2)])
+
+    def test_pragmas_do_not_leak(self):
+        self.create()
+        self.script("0001-a.sql", "PRAGMA foreign_keys = ON; PRAGMA recursive_triggers = ON;"
+                                  "CREATE TABLE p (id INTEGER PRIMARY KEY);"
+                                  "CREATE TABLE c (p REFERENCES p);")
+        self.script("0002-b.sql", "CREATE TABLE seen AS SELECT foreign_keys AS a, "
+                                  "(SELECT * FROM pragma_recursive_triggers) AS b "
+                                  "FROM pragma_foreign_keys;")
+        migrate("x.db", "m")
+        self.assertEqual(self.sql("SELECT * FROM seen"), [(0, 0)])
+
+    def test_attached_databases_do_not_leak(self):
+        self.create()
+        self.sql("CREATE TABLE o (x)", "other.db")
+        for number in (1, 2):
+            self.script(f"{number:04d}-x.sql", "ATTACH 'other.db' AS other;"
+                                               f"INSERT INTO other.o VALUES ({number});")
+        migrate("x.db", "m")
+        self.assertEqual(self.sql("SELECT x FROM o", "other.db"), [(1,), (2,)])
+
+    def test_leading_pragmas_work_outside_the_transaction_and_are_undone(self):
+        self.create()
+        self.script("0001-a.sql", "-- first\nPRAGMA journal_mode = WAL;\nPRAGMA user_version = 7;"
+                                  "\nCREATE TABLE a (x);\nSELECT nope;\n")
+        with self.assertRaises(MigrationError) as caught:
+            migrate("x.db", "m")
+        self.assertEqual(caught.exception.line, 5)
+        self.assertEqual(self.sql("PRAGMA journal_mode"), [("delete",)])
+        self.assertEqual(self.sql("PRAGMA user_version"), [(0,)])
+        self.script("0001-a.sql", "PRAGMA journal_mode = WAL;\nPRAGMA user_version = 7;\n")
+        migrate("x.db", "m")
+        self.assertEqual(self.sql("PRAGMA journal_mode"), [("wal",)])
+        self.assertEqual(self.sql("PRAGMA user_version"), [(7,)])
+
+
+class Snapshots(Case):
+    """Scripts that do not fit in a transaction."""
+
+    def stays_as_it_was(self, *parts):
+        """The pending script fails, and the database stays as it was."""
+        before = self.dump()
+        result = self.go("--timeout", "5")
+        self.refuses(result, *parts)
+        self.assertEqual(self.dump(), before)
+        self.assertEqual({n for n in self.beside() if not n.endswith(("-wal", "-shm"))}, set())
+        self.assertEqual(self.sql("PRAGMA journal_mode"), [(self.mode,)])
+        return result
+
+    def dump(self):
+        connection = sqlite3.connect("x.db")
+        try:
+            return list(connection.iterdump())
+        finally:
+            connection.close()
+
+    def setUp(self):
+        super().setUp()
+        self.create()
+        self.script("0001-a.sql", PARENTS)
+        migrate("x.db", "m")
+
+    def test_a_python_script_runs_with_the_database_and_the_version(self):
+        self.script("0002-b.py", "import os, sys, sqlite3\n"
+                    "assert sys.stdin.read() == '' and sys.argv[1:] == ['x.db']\n"
+                    "c = sqlite3.connect(sys.argv[1])\n"
+                    "c.execute('INSERT INTO artist VALUES (3, ?)',"
+                    "(os.environ['FASTMIGRATE_VERSION'] + os.getcwd(),))\nc.commit()\n")
+        migrate("x.db", "m")
+        self.assertEqual(self.sql("SELECT name FROM artist WHERE id = 3"), [(f"2{self.home}",)])
+        self.assertEqual(self.version(), 2)
+
+    @posix_only
+    def test_a_shell_script_runs_with_the_interpreter_of_its_first_line(self):
+        self.script("0002-b.sh", f"#!{sys.executable} -S\r\n" + PY_INSERT +
+                    "c.execute('INSERT INTO artist VALUES (3, 3)'); c.commit()\n")
+        self.script("0003-c.sh", 'echo "$1 $FASTMIGRATE_VERSION" > seen\n')
+        migrate("x.db", "m")
+        self.assertEqual(self.sql("SELECT count(*) FROM artist"), [(3,)])
+        self.assertEqual(Path("seen").read_text(), "x.db 3\n")
+
+    def test_a_failing_script_is_put_back_and_its_output_is_shown(self):
+        self.script("0002-b.py", PY_INSERT + "c.execute('DELETE FROM album'); c.commit()\n"
+                    "print('half way')\nraise ValueError('no more')\n")
+        self.stays_as_it_was("0002-b.py", "exit status 1", "half way", "no more",
+                             "at version 1")
+
+    @posix_only
+    def test_a_script_killed_by_a_signal_is_put_back(self):
+        self.script("0002-b.py", PY_INSERT + "c.execute('DROP TABLE album'); c.commit()\n"
+                    "import os\nos.kill(os.getpid(), 9)\n")
+        self.stays_as_it_was("killed by SIGKILL")
+
+    @posix_only
+    def test_an_interpreter_that_does_not_exist_is_said(self):
+        self.script("0002-b.sh", "#!/no/such/shell -e\n")
+        self.stays_as_it_was("/no/such/shell")
+
+    def test_a_script_that_changes_the_journal_mode_and_fails_is_put_back(self):
+        self.script("0002-b.py", PY_INSERT + "print(c.execute('PRAGMA journal_mode = ' + ("
+                    f"'delete' if '{self.mode}' == 'wal' else 'wal')).fetchall())\n"
+                    "c.execute('DROP TABLE album'); c.commit(); c.close()\nraise SystemExit(3)\n")
+        self.stays_as_it_was("exit status 3")
+
+    def test_a_script_that_leaves_references_dangling_is_put_back(self):
+        self.script("0002-b.py", PY_INSERT + "c.execute('DELETE FROM artist WHERE id = 2')\n"
+                                             "c.commit()\n")
+        self.stays_as_it_was("album row 11", "no-foreign-key-check")
+        text = Path("m/0002-b.py").read_text()
+        self.script("0002-b.py", "#!/usr/bin/env python3\n# fastmigrate: no-foreign-key-check\n"
+                    + text)
+        self.assertIn("1 reference", self.works(self.go()).err)
+
+    def test_a_script_that_sets_another_version_is_put_back(self):
+        self.script("0002-b.py", PY_INSERT + "c.execute('UPDATE _meta SET version = 9')\n"
+                                             "c.commit()\n")
+        self.stays_as_it_was("set the version to 9")
+
+    def test_a_script_that_sets_its_version_itself_is_accepted(self):
+        self.script("0002-b.py", PY_INSERT + "c.execute('UPDATE _meta SET version = 2')\n"
+                                             "c.commit()\n")
+        self.works(self.go())
+        self.assertEqual(self.version(), 2)
+        self.assertEqual(len(self.sql("SELECT * FROM _migration_history")), 2)
+
+    def test_sql_that_does_not_fit_in_a_transaction_runs_on_its_own(self):
+        self.script("0002-b.sql", "CREATE TABLE b (x);\nVACUUM;\nINSERT INTO b VALUES (1);\n")
+        self.script("0003-c.sql", "BEGIN; INSERT INTO b VALUES (2); ROLLBACK;\n"
+                                  "BEGIN; INSERT INTO b VALUES (3); COMMIT;\n")
+        self.script("0004-d.sql", "-- fastmigrate: no-transaction\nINSERT INTO b VALUES (4);"
+                                  "BEGIN; INSERT INTO b VALUES (5);")
+        self.works(self.go())
+        self.assertEqual(self.sql("SELECT x FROM b"), [(1,), (3,), (4,), (5,)])
+
+    def test_sql_that_fails_on_its_own_is_put_back_with_its_line(self):
+        self.script("0002-b.sql", "DROP TABLE album;\nVACUUM;\nCREATE TABLE b (x);\n\nSELECT nope;")
+        self.stays_as_it_was("0002-b.sql:5", "SELECT nope", "at version 1")
+
+    def test_a_journal_mode_in_the_middle_of_a_script_takes_effect(self):
+        other = "delete" if self.mode == "wal" else "wal"
+        self.script("0002-b.sql", f"CREATE TABLE b (x);\nPRAGMA journal_mode = {other};\n"
+                                  "CREATE TABLE c (x);\n")
+        migrate("x.db", "m")
+        self.assertEqual(self.sql("PRAGMA journal_mode"), [(other,)])
+        self.assertLessEqual({"b", "c"}, self.tables())
+
+    def test_without_a_snapshot_a_failure_says_what_is_not_promised(self):
+        self.script("0002-b.py", PY_INSERT + "c.execute('DELETE FROM album'); c.commit()\n"
+                                             "raise SystemExit(1)\n")
+        self.refuses(self.go("--no-snapshot"), "There was no snapshot", "at version 1")
+        self.assertEqual(self.sql("SELECT count(*) FROM album"), [(0,)])
+        self.assertEqual({n for n in self.beside() if "snapshot" in n}, set())
+
+    def test_the_output_of_a_script_is_shown_when_asked_for(self):
+        self.script("0002-b.py", "print('seen live')\n")
+        process = self.start("-v")
+        out, _ = process.communicate(timeout=30)
+        self.assertIn("seen live", out)
+
+    @posix_only
+    def test_processes_that_a_script_leaves_behind_are_ended_and_the_script_has_failed(self):
+        self.script("0002-b.sh", f"{sys.executable} -c '{PY_INSERT}\nimport time\n"
+                    "for n in range(1000):\n  c.execute(\"INSERT INTO artist VALUES (NULL, 1)\")\n"
+                    "  c.commit(); time.sleep(.02)' x.db > /dev/null 2>&1 &\nsleep 0.2\nexit 0\n")
+        before = self.dump()
+        result = self.go("--timeout", "0.5")
+        self.refuses(result, "processes that it started")
+        self.assertEqual(self.dump(), before)
+        self.script("0002-b.sh", Path("m/0002-b.sh").read_text().replace("exit 0", "exit 1"))
+        self.stays_as_it_was("exit status 1")
+
+    @posix_only
+    def test_the_snapshot_and_the_backup_are_as_private_as_the_database(self):
+        os.chmod("x.db", 0o640)
+        self.script("0002-b.py", "import os, stat\nfor n in ('x.db-snapshot', 'x.db-snapshot-lock'):\n"
+                                 "    assert stat.S_IMODE(os.stat(n).st_mode) == 0o640, n\n")
+        old = os.umask(0)
+        self.addCleanup(os.umask, old)
+        if os.getuid() == 0:
+            os.chown("x.db", 1234, 1235)
+        self.works(self.go())
+        backup = fastmigrate.create_db_backup("x.db")
+        status = os.stat(backup)
+        self.assertEqual(stat.S_IMODE(status.st_mode), 0o640)
+        self.assertEqual((status.st_uid, status.st_gid),
+                         (os.stat("x.db").st_uid, os.stat("x.db").st_gid))
+
+
+class SnapshotsInWal(Snapshots):
+    mode = "wal"
+
+
+# ---------------------------------------------------------------- crashes
+
+
+@posix_only
+class Crashes(Case):
+    """Whoever is killed, the next run finds one version and goes on."""
+
+    def setUp(self):
+        super().setUp()
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE log (n, part);")
+        slow = PY_INSERT + "import time\nfor part in range(8):\n" \
+            "    c.execute('INSERT INTO log VALUES (?, ?)', ({n}, part)); c.commit()\n" \
+            "    time.sleep(0.004)\n"
+        for number in range(2, 9):
+            if number % 3 == 0:
+                self.script(f"{number:04d}-x.py", slow.format(n=number))
+            elif number % 3 == 1:
+                self.script(f"{number:04d}-x.sql", "".join(
+                    f"INSERT INTO log VALUES ({number}, {part});\n" for part in range(8))
+                    + ("VACUUM;\n" if number == 4 else ""))
+            else:
+                self.script(f"{number:04d}-x.sh", f'exec {sys.executable} - "$1" <<"E"\n'
+                            + slow.format(n=number) + "E\n")
+
+    def check(self):
+        version = self.version()
+        self.assertEqual(self.sql("PRAGMA integrity_check"), [("ok",)])
+        if version:
+            self.assertEqual(
+                self.sql("SELECT n, count(*), count(DISTINCT part) FROM log GROUP BY n"),
+                [(n, 8, 8) for n in range(2, version + 1)])
+
+    def kill_and_go_on(self, whole_group):
+        generator = random.Random(7)
+        for _ in range(6):
+            process = self.start(start_new_session=True)
+            time.sleep(generator.uniform(0.05, 0.5))
+            if process.poll() is None:
+                (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
+            process.communicate()
+            # bring it to rest without going further, then look
+            self.works(self.go("--to", str(max(self.settled(), 1))))
+            self.check()
+        self.works(self.go())
+        self.assertEqual(self.version(), 8)
+        self.check()
+        self.assertEqual({n for n in self.beside() if not n.endswith(".backup")}, set())
+
+    def settled(self):
+        """The version once the script of a killed runner has ended."""
+        connection = fastmigrate._Database("x.db").writing()
+        try:
+            return connection.execute("SELECT version FROM _meta").fetchone()[0]
+        finally:
+            connection.close()
+
+    def test_after_a_kill_of_the_whole_group(self):
+        self.kill_and_go_on(True)
+
+    def test_after_a_kill_of_the_runner_alone(self):
+        self.kill_and_go_on(False)
+
+    def test_after_a_script_has_killed_its_runner(self):
+        migrate("x.db", "m", to=1)
+        self.script("0002-x.sh", f'{sys.executable} -c "{PY_INSERT}\n'
+                    'c.execute(\'INSERT INTO log VALUES (2, 77)\'); c.commit()" "$1"\nkill -9 $PPID\n')
+        process = self.start()
+        process.communicate()
+        self.assertEqual(process.returncode, -signal.SIGKILL)
+        self.assertEqual(self.sql("SELECT * FROM log"), [(2, 77)])
+        self.script("0002-x.sh", ":")
+        result = self.works(self.go("--to", "2"))
+        self.assertIn("put back", result.err)
+        self.assertEqual(self.sql("SELECT * FROM log"), [])
+        (backup,) = [n for n in self.beside() if n.endswith(".backup")]
+        self.assertEqual(self.sql("SELECT * FROM log", backup), [(2, 77)])
+
+    def test_a_script_that_had_finished_is_not_run_again(self):
+        migrate("x.db", "m", to=1)
+        os.unlink("m/0002-x.sh")
+        self.script("0002-x.py", PY_INSERT + "import os, signal\n"
+                    "c.execute('INSERT INTO log VALUES (2, 1)')\n"
+                    "c.execute('UPDATE _meta SET version = 2'); c.commit()\n"
+                    "os.kill(os.getppid(), signal.SIGKILL)\n")
+        process = self.start()
+        process.communicate()
+        self.works(self.go("--to", "2"))
+        self.assertEqual(self.sql("SELECT * FROM log"), [(2, 1)])
+        self.assertEqual(self.beside(), set())
+
+    def test_a_reader_may_hold_the_database_while_it_is_put_back(self):
+        migrate("x.db", "m", to=1)
+        self.script("0002-x.sh", f'{sys.executable} -c "{PY_INSERT}\n'
+                    'c.execute(\'INSERT INTO log VALUES (2, 77)\'); c.commit()" "$1"\nkill -9 $PPID\n')
+        process = self.start()
+        process.communicate()
+        reader = sqlite3.connect("x.db", isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM log").fetchall()
+        result = self.go("--to", "1", "--timeout", "0.3")
+        if self.mode == "delete":
+            self.refuses(result, "locked")
+        reader.close()
+        self.works(self.go("--to", "1"))
+        self.assertEqual(self.sql("SELECT * FROM log"), [])
+
+
+class CrashesInWal(Crashes):
+    mode = "wal"
+
+
+@posix_only
+class Interrupts(Case):
+    def interrupted(self, number, ready=lambda: True):
+        process = self.start()
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.stderr.close)
+        self.wait_for(ready, "the script")
+        time.sleep(0.3)  # well within the script
+        self.assertIsNone(process.poll())
+        sent = time.monotonic()
+        process.send_signal(number)
+        process.wait(20)
+        took = time.monotonic() - sent
+        err = process.stderr.read()
+        self.assertEqual(process.returncode, 128 + number, err)
+        self.assertIn("x.db is at version 1", err)
+        self.assertNotIn("Traceback", err)
+        self.assertEqual(self.version(), 1)
+        self.assertEqual({n for n in self.beside() if "snapshot" in n or "backup" in n}, set())
+        return took
+
+    def setUp(self):
+        super().setUp()
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        migrate("x.db", "m")
+
+    def test_a_long_statement_ends_soon_and_is_rolled_back(self):
+        self.script("0002-b.sql", "INSERT INTO a WITH RECURSIVE r (n) AS (SELECT 1 UNION ALL "
+                                  "SELECT n + 1 FROM r) SELECT n FROM r WHERE n < 0;")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.interrupted(number)
+
+    def test_a_long_file_ends_soon_and_is_rolled_back(self):
+        self.script("0002-b.sql", "INSERT INTO a VALUES (1);\n" * 3_000_000)
+        self.interrupted(signal.SIGINT)
+        self.assertEqual(self.sql("SELECT count(*) FROM a"), [(0,)])
+
+    def test_a_script_is_ended_and_waited_for_and_put_back(self):
+        self.script("0002-b.sh", f'{sys.executable} -c "{PY_INSERT}\nimport time\n'
+                    'c.execute(\'INSERT INTO a VALUES (1)\'); c.commit()\n'
+                    'open(\'up\', \'w\'); time.sleep(100)" "$1"; true\n')
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.interrupted(number, lambda: os.path.exists("up"))
+            os.unlink("up")
+            self.assertEqual(self.sql("SELECT count(*) FROM a"), [(0,)])
+
+    def test_a_wait_for_a_lock_ends_soon(self):
+        self.script("0002-b.sql", "CREATE TABLE b (x);")
+        holder = sqlite3.connect("x.db", isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        self.interrupted(signal.SIGINT)
+        holder.close()
+
+
+# ---------------------------------------------------------------- promise 2: exactly once
+
+
+class ManyStarters(Case):
+    def storm(self, number, *arguments):
+        code = ("import sys; sys.path.insert(0, sys.argv[1]); import fastmigrate as f\n"
+                "f.ensure_versioned_db('x.db')\n"
+                "sys.exit(not f.run_migrations('x.db', 'm'))\n")
+        processes = [subprocess.Popen([sys.executable, "-c", code, str(MODULE.parent)],
+                                      stderr=subprocess.PIPE, text=True) for _ in range(number)]
+        for process in processes:
+            _, err = process.communicate(timeout=120)
+            self.assertEqual(process.returncode, 0, err)
+
+    def test_sixteen_processes_create_and_migrate_each_script_once(self):
+        self.script("0001-a.sql", "PRAGMA journal_mode = WAL;\nCREATE TABLE log (n);"
+                    if self.mode == "wal" else "CREATE TABLE log (n);")
+        for n in range(2, 12):
+            self.script(f"{n:04d}-x.sql", f"INSERT INTO log VALUES ({n});")
+        self.script("0012-x.py", PY_INSERT + "c.execute('INSERT INTO log VALUES (12)');c.commit()")
+        self.script("0013-x.sql", "INSERT INTO log VALUES (13); VACUUM;")
+        self.storm(16)
+        self.assertEqual([n for n, in self.sql("SELECT n FROM log")], list(range(2, 14)))
+        self.assertEqual(self.beside(), set())
+
+    def test_a_runner_waits_for_the_script_of_another_and_says_so_once(self):
+        self.create()
+        self.script("0001-a.py", "open('up', 'w').close()\nimport os, time\n"
+                                 "while os.path.exists('up'): time.sleep(0.01)\n")
+        first = self.start()
+        self.wait_for(lambda: os.path.exists("up"), "the script")
+        second = self.start("--timeout", "0.7")
+        _, err = second.communicate(timeout=30)
+        self.assertEqual(second.returncode, 1)
+        self.assertEqual(err.count("waiting up to 0.7 s"), 1, err)
+        self.assertIn(f"process {first.pid}, which runs 0001-a.py", err)
+        self.assertIn("database is locked", err)
+        third = self.start()
+        self.assertIn("waiting up to 30 s", third.stderr.readline())
+        os.unlink("up")
+        for process in (first, third):
+            out, err = process.communicate(timeout=30)
+            self.assertEqual(process.returncode, 0, err)
+            self.assertIn("at version 1", out)
+        self.assertEqual(self.beside(), set())
+
+    def test_two_databases_migrate_from_one_directory_at_once(self):
+        self.script("0001-a.py", PY_INSERT + "import time; time.sleep(0.2)\n"
+                                             "c.execute('CREATE TABLE a (x)')\n")
+        errors = []
+
+        def run(db):
+            try:
+                fastmigrate.create_db(db)
+                migrate(db, "m")
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=run, args=(f"{n}.db",)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(errors, [])
+        self.assertEqual([self.tables(f"{n}.db") for n in range(4)], [{"a"}] * 4)
+
+
+class ManyStartersInWal(ManyStarters):
+    mode = "wal"
+
+
+# ---------------------------------------------------------------- promise 3: up to date is free
+
+
+class UpToDate(Case):
+    def setUp(self):
+        super().setUp()
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        migrate("x.db", "m")
+
+    def test_nothing_is_written(self):
+        before = Path("x.db").read_bytes(), os.stat("x.db").st_mtime_ns
+        folder = os.stat(".").st_mtime_ns if self.mode == "delete" else None
+        self.works(self.go("--backup"))
+        self.assertEqual((Path("x.db").read_bytes(), os.stat("x.db").st_mtime_ns), before)
+        self.assertEqual(self.beside(), set())
+        if folder:
+            self.assertEqual(os.stat(".").st_mtime_ns, folder)
+
+    def test_it_works_while_another_connection_holds_the_write_lock(self):
+        holder = sqlite3.connect("x.db", isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        holder.execute("INSERT INTO a VALUES (1)")
+        self.assertTrue(fastmigrate.run_migrations("x.db", "m", timeout=0))
+        holder.close()
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    def test_it_works_on_a_read_only_file_in_a_read_only_directory(self):
+        os.mkdir("ro")
+        shutil.copy("x.db", "ro/x.db")
+        os.chmod("ro/x.db", 0o444)
+        os.chmod("ro", 0o555)
+        self.addCleanup(os.chmod, "ro", 0o755)
+        os.chmod(self.home, 0o755)
+        child = os.fork()
+        if not child:
+            code = 9
+            try:
+                if os.getuid() == 0:
+                    os.setgid(65534)
+                    os.setuid(65534)
+                code = int(not fastmigrate.run_migrations("ro/x.db", "m"))
+            finally:
+                os._exit(code)
+        self.assertEqual(os.waitpid(child, 0)[1], 0)
+        self.assertEqual(os.listdir("ro"), ["x.db"])
+
+
+class UpToDateInWal(UpToDate):
+    mode = "wal"
+
+
+# ---------------------------------------------------------------- promise 4: nothing is lost
+
+
+class ForeignKeys(Case):
+    def setUp(self):
+        super().setUp()
+        self.create()
+        self.script("0001-a.sql", PARENTS)
+        migrate("x.db", "m")
+
+    def albums(self):
+        return self.sql("SELECT count(*) FROM album")[0][0]
+
+    def rebuilds(self, text):
+        self.script("0002-b.sql", text)
+        migrate("x.db", "m")
+        self.assertEqual(self.albums(), 3)
+        self.assertIn("NOT NULL", self.sql("SELECT sql FROM sqlite_master WHERE name='artist'")[0][0])
+
+    def test_a_rebuild_keeps_the_children_with_no_pragma(self):
+        self.rebuilds(REBUILD)
+
+    def test_a_rebuild_keeps_the_children_with_the_pragma_around(self):
+        self.rebuilds("PRAGMA foreign_keys = OFF;" + REBUILD + "PRAGMA foreign_keys = ON;")
+
+    def test_a_rebuild_keeps_the_children_with_the_pragma_and_begin(self):
+        self.rebuilds("PRAGMA foreign_keys = OFF;\nBEGIN;" + REBUILD
+                      + "COMMIT;\nPRAGMA foreign_keys = ON;")
+
+    def test_a_rebuild_keeps_the_children_with_the_pragma_inside_begin(self):
+        self.rebuilds("BEGIN;\nPRAGMA foreign_keys = OFF;" + REBUILD
+                      + "PRAGMA foreign_keys = ON;\nCOMMIT;")
+
+    def test_a_pragma_that_would_do_nothing_between_begin_and_a_deletion_is_refused(self):
+        self.script("0002-b.sql", "PRAGMA foreign_keys = ON;\nBEGIN;\n"
+                                  "PRAGMA foreign_keys = OFF;" + REBUILD + "COMMIT;")
+        self.refuses(self.go(), "0002-b.sql:5", "before BEGIN")
+        self.assertEqual(self.albums(), 3)
+
+    def test_a_cascade_that_is_asked_for_happens(self):
+        self.script("0002-b.sql", "PRAGMA foreign_keys = ON;\nDELETE FROM artist WHERE id = 1;")
+        migrate("x.db", "m")
+        self.assertEqual(self.albums(), 1)
+        self.script("0003-c.sql", "CREATE TABLE b (x);\nPRAGMA foreign_keys = ON;\n"
+                                  "DELETE FROM artist WHERE id = 2;")
+        migrate("x.db", "m")
+        self.assertEqual(self.albums(), 0)
+
+    def test_a_new_violation_is_refused_whatever_caused_it(self):
+        for text in ("DELETE FROM artist WHERE id = 2;", "UPDATE artist SET id = 5 WHERE id = 2;",
+                     "INSERT INTO album VALUES (13, 99);", "UPDATE album SET artist = 99;",
+                     "DROP TABLE artist;", "REPLACE INTO artist SELECT 1, 'x'; DELETE FROM artist;",
+                     "PRAGMA legacy_alter_table = ON; ALTER TABLE artist RENAME TO a2;",
+                     "CREATE TABLE c (a REFERENCES nowhere (id)); INSERT INTO c VALUES (1);",
+                     "ALTER TABLE artist RENAME TO old; CREATE TABLE artist (id INTEGER PRIMARY "
+                     "KEY); INSERT INTO artist SELECT id FROM old; DROP TABLE old;"):
+            self.script("0002-b.sql", text)
+            self.refuses(self.go(), "dangling", "no-foreign-key-check", "at version 1")
+            self.assertEqual((self.version(), self.albums()), (1, 3), text)
+
+    def test_the_error_names_table_row_and_parent(self):
+        self.script("0002-b.sql", "DELETE FROM artist WHERE id = 2;")
+        self.refuses(self.go(), "album row 11 refers to a row of artist")
+
+    def test_a_violation_that_is_meant_is_a_warning_with_their_number(self):
+        self.script("0002-b.sql", "/* why */\n-- fastmigrate: no-foreign-key-check\n"
+                                  "DELETE FROM artist;")
+        self.assertIn("3 references", self.works(self.go()).err)
+
+    def test_an_old_violation_is_tolerated_also_through_a_rebuild(self):
+        self.sql("INSERT INTO album VALUES (14, 98)")
+        self.script("0002-b.sql", "UPDATE album SET artist = artist;")
+        self.assertIn("1 reference", self.works(self.go()).err)
+        self.script("0003-c.sql", "CREATE TABLE n (artist REFERENCES artist (id), id);"
+                    "INSERT INTO n SELECT artist, id FROM album ORDER BY artist DESC;"
+                    "DROP TABLE album; ALTER TABLE n RENAME TO album;")
+        self.works(self.go())
+        self.script("0004-d.sql", "INSERT INTO album VALUES (97, 15);")
+        self.refuses(self.go(), "1 reference")
+
+    def test_each_script_answers_for_itself_however_they_are_batched(self):
+        self.script("0002-b.sql", "DELETE FROM artist WHERE id = 2;")
+        self.script("0003-c.sql", "INSERT INTO artist VALUES (2, 'back');")
+        self.refuses(self.go(), "0002-b.sql")
+        self.assertEqual(self.version(), 1)
+
+    def test_a_reference_that_sqlite_cannot_check_stops_nothing(self):
+        self.script("0002-b.sql", "CREATE TABLE p (x); CREATE TABLE c (x REFERENCES p (x));"
+                                  "INSERT INTO c VALUES (1);")
+        self.works(self.go())
+
+
+class Drift(Case):
+    def setUp(self):
+        super().setUp()
+        self.create()
+        for number in (2, 5):
+            self.script(f"{number:04d}-x.sql", f"CREATE TABLE t{number} (x);\n")
+        migrate("x.db", "m")
+
+    def test_a_late_script_is_said_and_those_above_are_applied(self):
+        for late in ("0001-first.sql", "0003-mid.sql"):
+            self.script(late, "SELECT nope;")
+            result = self.works(self.go())
+            self.assertIn(late, result.err)
+            self.assertIn("never run", result.err)
+        self.script("0006-x.sql", "CREATE TABLE t6 (x);")
+        self.assertIn("0003-mid.sql", self.works(self.go()).err)
+        self.assertEqual(self.version(), 6)
+
+    def test_an_edited_script_is_said_when_migrating_but_not_for_layout(self):
+        self.script("0002-x.sql", b"\xef\xbb\xbfCREATE TABLE t2 (x);  \r\n\r\n \n")
+        self.script("0006-x.sql", "CREATE TABLE t6 (x);")
+        self.assertEqual(self.works(self.go()).err, "")
+        self.script("0002-x.sql", "CREATE TABLE t2 (x, y);\n")
+        self.script("0007-x.sql", "CREATE TABLE t7 (x);")
+        result = self.works(self.go())
+        self.assertEqual(result.err.count("warning"), 1)
+        self.assertIn("0002-x.sql: edited", result.err)
+
+    def test_a_missing_script_is_said(self):
+        os.unlink("m/0002-x.sql")
+        self.assertIn("0002-x.sql", self.works(self.go()).err)
+
+    def test_a_database_newer_than_the_scripts_is_said(self):
+        os.unlink("m/0005-x.sql")
+        result = self.works(self.go())
+        self.assertEqual(result.err.count("warning"), 1)
+        self.assertIn("newer", result.err)
+
+    def test_scripts_below_a_version_set_by_hand_are_not_late(self):
+        fastmigrate.set_db_version("x.db", 20)
+        self.script("0010-x.sql", "SELECT nope;")
+        self.script("0021-x.sql", "CREATE TABLE t21 (x);")
+        for _ in range(2):
+            self.assertNotIn("0010-x.sql", self.works(self.go()).err)
+        self.script("0003-x.sql", "SELECT nope;")
+        self.assertIn("0003-x.sql", self.works(self.go()).err)
+
+
+class Backups(Case):
+    def setUp(self):
+        super().setUp()
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x); INSERT INTO a VALUES (1);")
+        migrate("x.db", "m")
+
+    def test_two_in_one_second_both_succeed_with_names_of_the_pattern(self):
+        paths = {fastmigrate.create_db_backup("x.db") for _ in range(4)}
+        self.assertEqual(len(paths), 4)
+        for path in paths:
+            self.assertRegex(path.name, r"\Ax\.db\.\d{8}_\d{6}\.backup\Z")
+            self.assertEqual(self.sql("SELECT * FROM a", path), [(1,)])
+
+    def test_a_backup_is_made_while_others_write(self):
+        writer = sqlite3.connect("x.db", isolation_level=None)
+        writer.execute("BEGIN IMMEDIATE")
+        writer.execute("INSERT INTO a VALUES (2)")
+        path = fastmigrate.create_database_backup("x.db")
+        writer.execute("COMMIT")
+        writer.close()
+        self.assertEqual(self.sql("SELECT * FROM a", path), [(1,)])
+
+    def test_where_none_can_be_made_nothing_is_migrated(self):
+        self.script("0002-b.sql", "CREATE TABLE b (x);")
+        real = fastmigrate._create_private
+
+        def fail(path, like):
+            raise PermissionError(13, "Permission denied", path)
+
+        fastmigrate._create_private = fail
+        self.addCleanup(setattr, fastmigrate, "_create_private", real)
+        self.refuses(self.go("--backup"), "backup", "Permission denied")
+        self.assertEqual(self.version(), 1)
+        with self.assertLogs("fastmigrate", logging.ERROR):
+            self.assertIsNone(fastmigrate.create_db_backup("x.db"))
+
+    def test_the_backup_of_a_run_is_the_state_before_it(self):
+        self.script("0002-b.sql", "CREATE TABLE b (x);")
+        result = self.works(self.go("--backup"))
+        (name,) = self.beside()
+        self.assertIn(name, result.out)
+        self.assertEqual(self.version(name), 1)
+
+    def test_no_backup_of_a_database_that_is_not_there(self):
+        with self.assertLogs("fastmigrate", logging.ERROR):
+            self.assertIsNone(fastmigrate.create_db_backup("none.db"))
+        self.assertFalse(os.path.exists("none.db"))
+
+
+# ---------------------------------------------------------------- promise 5: refusals
+
+
+class Refusals(Case):
+    def setUp(self):
+        super().setUp()
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+
+    def test_what_is_no_versioned_database_is_told_apart_and_left_as_it_was(self):
+        Path("text.db").write_text("just some text, long enough to be a header of SQLite's\n" * 9)
+        Path("empty.db").write_text("")
+        self.sql("CREATE TABLE t (x)", "plain.db")
+        self.create("cut.db")
+        data = Path("cut.db").read_bytes()
+        Path("cut.db").write_bytes(data[:5000])
+        os.mkdir("folder.db")
+        for name, part in (("text.db", "not a database"), ("empty.db", "unversioned"),
+                           ("plain.db", "unversioned"), ("cut.db", "damaged"),
+                           ("folder.db", "directory"), ("none.db", "no database")):
+            before = Path(name).read_bytes() if Path(name).is_file() else None
+            self.refuses(self.run_main("--db", name, "--migrations", "m"), name, part)
+            if name != "none.db":
+                self.refuses(self.run_main("--db", name, "--createdb"), part)
+            with self.assertRaises((sqlite3.Error, FileNotFoundError)) as caught:
+                fastmigrate.get_db_version(name)
+            self.assertIn(part, str(caught.exception))
+            after = Path(name).read_bytes() if Path(name).is_file() else None
+            self.assertEqual(after, before)
+        with self.assertRaises(FileNotFoundError):
+            fastmigrate.get_db_version("none.db")
+        self.assertEqual(sorted(os.listdir(".")),
+                         ["cut.db", "empty.db", "folder.db", "m", "plain.db", "text.db"])
+
+    def test_every_damaged_or_foreign_meta_is_refused(self):
+        table = "CREATE TABLE _meta (id INTEGER PRIMARY KEY, version)"
+        for statements, part, repaired in (
+                (["CREATE TABLE _meta (key, value)"], "not fastmigrate's", False),
+                (["CREATE TABLE _meta (id)"], "not fastmigrate's", False),
+                ([table], "no row", True),
+                ([table, "INSERT INTO _meta VALUES (1, 1), (2, 2)"], "(2, 2)", False),
+                ([table, "INSERT INTO _meta VALUES (1, 'one')"], "'one'", True),
+                ([table, "INSERT INTO _meta VALUES (1, '1')"], "'1'", True),
+                ([table, "INSERT INTO _meta VALUES (1, -4)"], "-4", True),
+                ([table, "INSERT INTO _meta VALUES (1, NULL)"], "None", True),
+                ([table, "INSERT INTO _meta VALUES (1, 1.5)"], "1.5", True),
+                ([table, "INSERT INTO _meta VALUES (2, 1)"], "(2, 1)", False),
+                (["CREATE VIEW _meta AS SELECT 1 AS id, 'x' AS version"], "'x'", False)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink("x.db")
+            for statement in statements:
+                self.sql(statement)
+            before = Path("x.db").read_bytes()
+            self.refuses(self.go(), "_meta", part)
+            self.refuses(self.go("--createdb"), "_meta", part)
+            self.assertEqual(Path("x.db").read_bytes(), before)
+            result = self.go("--set-version", "3")
+            self.assertEqual(result.code, 0 if repaired else 1, (statements, result))
+            if not repaired:
+                self.assertEqual(Path("x.db").read_bytes(), before)
+
+    def test_a_missing_directory_is_an_error_and_not_an_empty_run(self):
+        self.create()
+        self.refuses(self.run_main("--db", "x.db", "--migrations", "none"), "none")
+        self.refuses(self.run_main("--db", "x.db", "--migrations", "x.db"), "not a migrations dir")
+        with self.assertRaises(FileNotFoundError):
+            fastmigrate.get_migration_scripts("none")
+
+    def test_odd_paths_are_paths(self):
+        names = ["with space.db", "it's.db", 'quo"te.db', "q?mode=ro.db", "ha#sh.db", "per%20.db",
+                 "-dash.db", "new\nline.db", "ünï.db", "file:x.db", ":memory:"]
+        if os.name == "nt":
+            names = ["with space.db", "it's.db", "ha#sh.db", "per%20.db", "-dash.db", "ünï.db"]
+        self.script("0002-b.py", PY_INSERT.replace("sys.argv[1]", "__import__('os').path.abspath("
+                    "sys.argv[1])") + "c.execute('INSERT INTO a VALUES (1)'); c.commit()\n")
+        self.script("0003-c.sql", "VACUUM;")
+        for name in names:
+            os.mkdir("-d")
+            os.chdir("-d")
+            shutil.copytree("../m", "- m?#%")
+            self.works(self.run_main(f"--db={name}", "--createdb"))
+            result = self.works(self.run_main(f"--db={name}", "--migrations=- m?#%", "--backup"))
+            self.assertEqual(fastmigrate.get_db_version(name), 3)
+            made = set(os.listdir("."))
+            self.assertEqual(len(made), 3, made)
+            self.assertIn(name, made)
+            os.chdir("..")
+            shutil.rmtree("-d")
+
+    def test_impossible_paths_are_refused(self):
+        for name in ("", "a\0b", "m/0001-a.sql/x.db"):
+            self.refuses(self.run_main("--db", name or "\0", "--createdb"))
+
+    def test_a_locked_database_is_not_called_unversioned(self):
+        self.create()
+        holder = sqlite3.connect("x.db", isolation_level=None)
+        holder.execute("BEGIN EXCLUSIVE")
+        self.refuses(self.go("--timeout", "0.2"), "database is locked", "--timeout")
+        with self.assertRaises(sqlite3.Error) as caught:
+            fastmigrate._Database("x.db", 0.2).look()
+        self.assertIn("locked", str(caught.exception))
+        self.assertNotIn("unversioned", str(caught.exception))
+        holder.execute("ROLLBACK")
+        holder.execute("BEGIN IMMEDIATE")
+        self.refuses(self.go("--timeout", "0.2"), "database is locked")
+        holder.close()
+        self.works(self.go())
+
+    @unittest.skipUnless(hasattr(os, "fork") and os.path.exists("/dev/full"), "needs Linux")
+    def test_a_limit_on_file_sizes_leaves_the_database_as_it_was(self):
+        import resource
+        self.create()
+        self.works(self.go())
+        self.script("0002-b.sql", "INSERT INTO a VALUES (zeroblob(3000000));")
+        before = self.sql("SELECT * FROM sqlite_master"), self.version()
+        code = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+                "resource.setrlimit(resource.RLIMIT_FSIZE, (400000, 400000))\n"
+                "import fastmigrate; sys.exit(fastmigrate.main(sys.argv[1:]))")
+
+        def limited(*arguments):
+            done = subprocess.run(
+                [sys.executable, "-c", code, "--db", "x.db", "--migrations", "m", *arguments],
+                capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(MODULE.parent)})
+            return Result(done.returncode, done.stdout, done.stderr)
+
+        del resource
+        self.refuses(limited(), "0002-b.sql")
+        self.assertEqual((self.sql("SELECT * FROM sqlite_master"), self.version()), before)
+        self.assertEqual(self.beside(), set())
+        self.sql("INSERT INTO a VALUES (zeroblob(3000000))")
+        self.script("0002-b.py", "")
+        os.unlink("m/0002-b.sql")
+        self.refuses(limited(), "x.db")
+        self.refuses(limited("--backup"), "backup")
+        self.assertEqual(self.beside(), set())
+        self.works(self.go())
+
+
+if __name__ == "__main__":
+    unittest.main()
