@@ -25,7 +25,8 @@ run under a snapshot of the database, which a failure puts back. So the database
 is always at exactly one version, whatever happens.
 
 This file is all there is: copy it into your application, or install it with pip.
-It needs Python 3.9 or newer and its standard library.
+It needs Python 3.9 or newer and its standard library. `python -m fastmigrate --help`
+tells what else it does.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import sqlite3
 import sys
 import time
 
-TYPE_CHECKING = False
+TYPE_CHECKING = False  # as in typing, which takes long to import
 if TYPE_CHECKING:
     import argparse
     import subprocess
@@ -45,72 +46,126 @@ if TYPE_CHECKING:
 
     StrPath = Union[str, "os.PathLike[str]"]
     Connect = Callable[[str], sqlite3.Connection]
-    Applied = tuple[int, str, str, str]  # a row of the history
     Reader = Callable[[sqlite3.Connection, int], Any]  # of a database at a version
+    Row = tuple[int, str, str, str]  # of the history
+    State = tuple[int, str, str, "str | None"]  # version, name, state, when applied
     Dangling = dict[tuple[str, str], list[Any]]  # rows by (table, parent)
+    Schema = dict[tuple[Any, ...], str]  # SQL by meaning
 
 __version__ = "1.0.0"
 __all__ = [
-    "MigrationError", "create_database_backup", "create_db", "create_db_backup",
+    "MigrationError", "UnversionedError", "arun_migrations", "build_db",
+    "create_database_backup", "create_db", "create_db_backup", "enroll_db",
     "ensure_meta_table", "ensure_versioned_db", "extract_version_from_filename",
-    "get_db_version", "get_migration_scripts", "main", "migrate", "run_migrations",
-    "set_db_version",
+    "get_db_version", "get_migration_scripts", "main", "migrate", "new_migration",
+    "recreate_table", "rehearse", "restore_db", "run_migrations", "set_db_version",
+    "setup_logging", "status", "verify",
 ]
 
 # Applications written for the fastmigrate package import from its module `core`; this
 # also holds where the file was copied into a package under any name.
 core = sys.modules[__name__ + ".core"] = sys.modules[__name__]
 
-NAMING_RULE = ("a migration script is named NNNN-description.ext: "
-               "four digits from 0001, a dash, and sql, py or sh")
 MAX_VERSION = 9999
-
 BLOCK = 256 * 1024  # bytes of a script that are read, and run, at a time
 BATCH_SECONDS = 0.5  # after so long a transaction takes no further script
 POLL_SECONDS = 0.05  # between two looks at a lock that somebody else holds
 KILL_SECONDS = 0.5  # between asking a script to end and ending it
 BACKUP_PAGES = 2048  # copied between two chances to be interrupted
 TICK_INSTRUCTIONS = 100_000  # of SQLite's machine, between two such chances
+SQLITE_DONE = 101
 
 CREATE_META = (
     "CREATE TABLE _meta (id INTEGER PRIMARY KEY CHECK (id = 1), "
-    "version INTEGER NOT NULL DEFAULT 0)"
-)
+    "version INTEGER NOT NULL DEFAULT 0)")
 INSERT_META = "INSERT OR REPLACE INTO _meta (id, version) VALUES (1, ?)"
 SELECT_META = "SELECT id, version FROM _meta LIMIT 2"
 UPDATE_META = "UPDATE _meta SET version = ? WHERE id = 1"
 CREATE_HISTORY = (
     "CREATE TABLE IF NOT EXISTS _migration_history (version INTEGER PRIMARY KEY, "
-    "name TEXT NOT NULL, checksum TEXT NOT NULL, applied_at TEXT NOT NULL)"
-)
+    "name TEXT NOT NULL, checksum TEXT NOT NULL, applied_at TEXT NOT NULL)")
+HAS_HISTORY = "SELECT 1 FROM sqlite_master WHERE name = '_migration_history'"
 INSERT_HISTORY = "INSERT OR REPLACE INTO _migration_history VALUES (?, ?, ?, ?)"
 SELECT_HISTORY = (
     "SELECT version, name, checksum, applied_at FROM _migration_history "
-    "WHERE version <= ? ORDER BY version"
-)
+    "WHERE version <= ? ORDER BY version")
 SELECT_RECORDED = "SELECT version FROM _migration_history WHERE version <= ?"
-DELETE_HISTORY = "DELETE FROM _migration_history WHERE version > ?"
+DELETE_HISTORY = "DELETE FROM _migration_history WHERE version BETWEEN ? AND ?"
 SELECT_REFERENCES = (
     'SELECT lower(t.name), lower(f."table") '
     "FROM sqlite_master AS t, pragma_foreign_key_list(t.name) AS f "
-    "WHERE t.type = 'table' AND t.sql LIKE '%references%'"
-)
+    "WHERE t.type = 'table' AND t.sql LIKE '%references%'")
 SELECT_PARENTS = 'SELECT lower("table") FROM pragma_foreign_key_list(?)'
 SELECT_DANGLING = "SELECT parent, rowid FROM pragma_foreign_key_check(?)"
+SELECT_SCHEMA = (  # in an order in which each object finds those it needs
+    "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL "
+    "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' "
+    "AND tbl_name NOT IN ('_meta', '_migration_history') "
+    "ORDER BY type = 'trigger', type = 'view', type = 'index', rowid")
 
-# Joins a checksum in the history to the version before it, where other means than a run
-# had led to that: the scripts up to there count as applied, though nothing records them.
+# In the history this joins a checksum to the version before it, where other means than a
+# run had led to that: scripts up to there count as applied, though nothing records them.
 AFTER = " after "
 
-DIRECTIVES = frozenset(("no-foreign-key-check", "no-transaction"))
+DIRECTIVES = ("no-foreign-key-check", "no-transaction")
 
 # PRAGMAs that do nothing, or fail, inside a transaction. Where a script begins with
 # them they run before the transaction; the others run inside it, and so are undone
 # with it (user_version, application_id).
 OUTSIDE_PRAGMAS = frozenset((
     "auto_vacuum", "encoding", "foreign_keys", "journal_mode", "locking_mode", "page_size",
-    "synchronous", "temp_store", "wal_checkpoint",
-))
+    "synchronous", "temp_store", "wal_checkpoint"))
+
+# What makes shadow tables of virtual tables known, where SQLite does not say it.
+SHADOWS = ("config", "content", "data", "docsize", "idx", "node", "parent", "rowid",
+           "segdir", "segments", "stat")
+
+NAMING_RULE = ("a migration script is named NNNN-description.ext: four digits from 0001, "
+               "a dash, and sql, py or sh")
+
+DRIFT = {  # what a state of a script means to a person
+    "late": "{names}: never run on {db}, which was at a higher version when this script "
+            "was added. Give it a number above the latest.",
+    "edited": "{names}: edited since it was applied to {db}, which does not have the "
+              "change. Put the change into a new migration, or if none is needed run "
+              "--accept.",
+    "missing": "{names}: applied to {db}, but not in {folder} any more. Put it back, for "
+               "a new database would be built without it, or run --accept.",
+}
+
+SQLITE_ERRORS = {  # what SQLite says: what that means to a person, and what to do
+    "locked": ("database is locked: another process holds {db}",
+               "Wait for that, or wait longer with --timeout"),
+    "not a database": ("{db} is not a database, or is encrypted",
+                       "Name the database file with --db"),
+    "malformed": ("{db} is damaged ({text})", "Restore a backup of it with --restore"),
+    "readonly": ("{db} is read-only, and there is something to write",
+                 "Make the file and its directory writable for this user"),
+    "unable to open": ("{db} cannot be opened ({text})",
+                       "Make the file and its directory readable and writable for this user"),
+    "is full": ("no room is left for {db} ({text})", "Make room"),
+    "disk I/O": ("the file system failed for {db} ({text})",
+                 "See that there is room, and that the disk is sound"),
+}
+
+TEMPLATES = {  # of new scripts
+    ".sql": "-- {}\n",
+    ".sh": "#!/bin/sh\n# {}: the database is $1\nset -eu\n",
+    ".py": '"""{}"""\n\nimport sqlite3\nimport sys\n\n'
+           "connection = sqlite3.connect(sys.argv[1])\nwith connection:\n    pass\n",
+}
+
+EXAMPLES = """
+examples:
+  fastmigrate --db app.db --createdb     create an empty database at version 0
+  fastmigrate --db app.db                migrate it from ./migrations
+  fastmigrate --new "add users"          create the next script
+  fastmigrate --db app.db --rehearse     try what is pending on a copy
+  fastmigrate --db app.db --status       see what is applied and what is pending
+  fastmigrate --db 'tenants/*.db' --jobs 4     migrate many databases
+
+exit codes: 0 done, 1 refused or failed, 2 usage, 130 interrupted, 143 terminated
+"""
 
 
 # ------------------------------------------------------------------ the public calls
@@ -151,11 +206,12 @@ def ensure_versioned_db(db_path: StrPath, *, connect: Connect = sqlite3.connect)
         connect: called as connect(path) for every connection.
 
     Raises:
-        MigrationError: the file exists and is not a versioned database, or cannot be
-            read or created. An existing file is left as it was, byte for byte.
+        UnversionedError: the file is a database without a version.
+        MigrationError: it is no database, or cannot be read or created. What exists is
+            left as it was, byte for byte.
     """
     database = _Database(db_path, connect=connect)
-    if not os.path.lexists(database.path):
+    if not os.path.exists(database.path):
         database.create()
     return database.look()[0]
 
@@ -208,8 +264,9 @@ def migrate(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
     """
     report = _Report(results=verbose, output=verbose)
     database = _Database(db_path, timeout, connect, report)
-    run = _Run(database, migrations_dir, to=to, backup=backup, snapshot=snapshot)
-    applied = run.run()
+    applied = _Run(database, migrations_dir, to, backup, snapshot).run()
+    if not applied:
+        return []
     from pathlib import Path
     return [Path(script.path) for script in applied]
 
@@ -277,6 +334,126 @@ def create_db_backup(db_path: StrPath, *, connect: Connect = sqlite3.connect) ->
 create_database_backup = create_db_backup
 
 
+def restore_db(db_path: StrPath, backup_path: StrPath, *,
+               connect: Connect = sqlite3.connect) -> None:
+    """Make the database what a backup is, also while other connections have it open.
+
+    The backup must be a sound database with a version. What the database held is kept as
+    a backup of its own, unless it is damaged.
+
+    Raises:
+        FileNotFoundError: there is no such backup.
+        MigrationError: it is not sound or has no version, or the database cannot be
+            written. The database is as it was.
+    """
+    _Database(db_path, connect=connect).restore(os.fsdecode(backup_path))
+
+
+def build_db(migrations_dir: StrPath, *, to: int | None = None,
+             connect: Connect = sqlite3.connect) -> sqlite3.Connection:
+    """Return a new database in memory at the latest version, or at version `to`.
+
+    Raises:
+        MigrationError: a script failed.
+    """
+    with _Scratch(connect) as scratch:
+        scratch.replay(migrations_dir, to)
+        memory = connect(":memory:")
+        with _closing(scratch.database.open()) as connection:
+            connection.backup(memory)
+        return memory
+
+
+def status(db_path: StrPath, migrations_dir: StrPath, *,
+           connect: Connect = sqlite3.connect) -> dict[str, Any]:
+    """Return where a database stands, without writing anything.
+
+    Returns:
+        {"db", "version", "latest", "migrations": [{"version", "name", "state",
+        "applied_at"}], "problems": [text]}, where state is applied, pending, edited,
+        late or missing.
+
+    Raises:
+        FileNotFoundError: there is no such database or directory.
+        ValueError: two scripts have one index.
+        MigrationError: the database cannot be read, or is unversioned.
+    """
+    return _Run(_Database(db_path, connect=connect), migrations_dir).status()
+
+
+def verify(db_path: StrPath, migrations_dir: StrPath, *,
+           connect: Connect = sqlite3.connect) -> str:
+    """Replay the scripts into a scratch database, up to the version of this one, and
+    return how the schema of this one differs, as a unified diff: "" if it does not.
+
+    Raises:
+        MigrationError: the database cannot be read, or a script failed.
+    """
+    database = _Database(db_path, connect=connect)
+    version, schema = database.look(_schema)
+    with _Scratch(connect) as scratch:
+        scratch.replay(migrations_dir, version)
+        return _diff(scratch.schema(), schema, f"the scripts up to {version}", database.given)
+
+
+def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
+             connect: Connect = sqlite3.connect) -> dict[str, Any]:
+    """Run what is pending, scripts included, on a copy of the database.
+
+    Returns:
+        {"migrations": [{"version", "name", "seconds"}], "diff": the schema's unified
+        diff, "rows": {table: [before, after]} where their number changes}.
+
+    Raises:
+        MigrationError: as migrate() would for the database itself, which is untouched.
+    """
+    return _rehearse(_Database(db_path, connect=connect), migrations_dir, to)
+
+
+def enroll_db(db_path: StrPath, migrations_dir: StrPath, *,
+              connect: Connect = sqlite3.connect) -> int:
+    """Put an unversioned database under management, and return its version.
+
+    Where there are scripts, the version is the highest whose replayed schema is that of
+    the database. Where there are none, 0001-initialize.sql is written from the schema and
+    proved to rebuild it, and the version is 1.
+
+    Raises:
+        MigrationError: the database is versioned, or no version has its schema; the
+            message shows how it differs from the nearest. Nothing was changed.
+    """
+    return _enroll(_Database(db_path, connect=connect), os.fsdecode(migrations_dir))
+
+
+def new_migration(migrations_dir: StrPath, description: str) -> Path:
+    """Create the next migration script and return its path; the directory is created too.
+
+    Args:
+        migrations_dir: the directory that holds the migration scripts.
+        description: words for the name; an ending .py or .sh makes it such a script.
+
+    Raises:
+        ValueError: nothing in the description can stand in a name, two scripts have one
+            index, or 9999 is taken.
+    """
+    from pathlib import Path
+    words, extension = os.path.splitext(description)
+    if extension not in (".sql", ".py", ".sh"):
+        words, extension = description, ".sql"
+    slug = "".join(c.lower() if c.isalnum() else " " for c in words).split()
+    if not slug:
+        raise ValueError(f"{description!r} has no words to name a script by")
+    folder = Path(os.fsdecode(migrations_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max(_scan(folder)[0], default=0) + 1
+    if number > MAX_VERSION:
+        raise ValueError(f"{folder} has a script {MAX_VERSION}, the last there can be")
+    path = folder / f"{number:04d}-{'-'.join(slug)}{extension}"
+    with open(path, "x", encoding="utf-8") as file:
+        file.write(TEMPLATES[extension].format(" ".join(words.split())))
+    return path
+
+
 def get_migration_scripts(migrations_dir: StrPath) -> dict[int, Path]:
     """Return the migration scripts of a directory by version, in order.
 
@@ -298,122 +475,813 @@ def extract_version_from_filename(filename: str) -> int | None:
     return int(index) if len(index) == 4 and name.endswith((".sql", ".py", ".sh")) else None
 
 
-# ------------------------------------------------------------------ messages
+# What applications of the fastmigrate package call, besides.
 
 
-def _log(level: str, text: str) -> None:
-    import logging  # no start-up that has nothing to say pays for it
-    getattr(logging.getLogger("fastmigrate"), level)(text)
+def setup_logging(verbose: bool = False) -> None:
+    """Let logging print the messages of fastmigrate; with `verbose`, debug messages too."""
+    import logging
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING,
+                        format="%(levelname)s: %(message)s")
 
 
-class _Report:
-    """Where the results, the warnings and the progress of a run go."""
+async def arun_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = False,
+                          **options: Any) -> bool:
+    """Do as run_migrations(), in a thread of its own."""
+    import asyncio
+    import functools
+    call = functools.partial(run_migrations, db_path, migrations_dir, verbose, **options)
+    return await asyncio.get_running_loop().run_in_executor(None, call)
 
-    def __init__(self, *, results: bool = False, output: bool = False,
-                 terminal: bool = False, logged: bool = True) -> None:
-        self.results = results  # say on stdout what was done
-        self.output = output  # show the output of scripts as it comes
-        self.terminal = terminal  # show progress on stderr
-        self.logged = logged  # warnings are logged, else they go to stderr
-        self._shown = 0.0
-        self._started = 0.0
 
-    def result(self, text: str) -> None:
-        if self.results:
-            self.done()
+def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
+                   connect: Connect = sqlite3.connect) -> None:
+    """Rebuild a table with other column definitions, its rows, indexes and triggers kept.
+
+    No row of a table that refers to it is touched, and nothing changes if a reference
+    would be left dangling.
+
+    Args:
+        db_path: the database file.
+        table_name: the table's name.
+        new_column_defs: column definitions and table constraints, separated by commas;
+            all present columns must be among them.
+
+    Raises:
+        MigrationError: SQLite refuses the rebuild, or a reference would dangle.
+    """
+    database = _Database(db_path, connect=connect)
+    database.must_exist()
+    table, new = _quoted(table_name), _quoted(table_name + "_new")
+    with database.explained(), _closing(database.writing()) as connection:
+        kept = [sql for sql, in connection.execute(
+            "SELECT sql FROM sqlite_master WHERE tbl_name = ? AND type IN ('index', 'trigger') "
+            "AND sql IS NOT NULL", (table_name,))]
+        columns = ", ".join(_quoted(row[1]) for row in connection.execute(
+            f"PRAGMA table_info({table})"))
+        before = _dangling(connection, _References(connection).tables())
+        for statement in (
+                f"CREATE TABLE {new} (\n{new_column_defs}\n)",
+                f"INSERT INTO {new} ({columns}) SELECT {columns} FROM {table}",
+                f"DROP TABLE {table}", f"ALTER TABLE {new} RENAME TO {table}", *kept):
+            connection.execute(statement)
+        after = _dangling(connection, _References(connection).tables())
+        for (child, parent), row, _ in _newly_dangling(before, after, None):
+            raise MigrationError(f"{child} row {row} would refer to a row of {parent} that "
+                                 "does not exist. Nothing was changed.")
+        database.commit(connection)
+
+
+# ------------------------------------------------------------------ the run
+
+
+class _Again(Exception):
+    """What was done since the last commit is to be undone and tried in another way."""
+
+
+class _Failed(Exception):
+    """A script failed; what it did is undone, or is about to be."""
+
+    def __init__(self, script: _Script, what: str, line: int | None = None,
+                 statement: str | None = None, *, remedy: str = "Mend the script",
+                 output: str = "") -> None:
+        super().__init__(what)
+        self.script = script
+        self.what = what
+        self.line = line
+        self.statement = statement
+        self.remedy = remedy
+        self.output = output  # the end of what the script printed
+        self.kept = ""  # what has become of the database, if not what it was
+
+    def error(self, database: str, version: int) -> MigrationError:
+        """Return the error that the caller gets, now that everything has settled."""
+        where = self.script.path if self.line is None else f"{self.script.path}:{self.line}"
+        lines = [line[:100] + ("..." if line[100:] else "")
+                 for line in (self.statement or "").splitlines()]
+        if len(lines) > 6:
+            lines[5:] = [f"... ({len(lines) - 5} more lines)"]
+        state = self.kept or f"{database} is at version {version}; nothing of this script was kept."
+        return MigrationError(
+            "\n    ".join([f"{where}: {self.what}", *lines, *self.output.splitlines()])
+            + f"\n{state}\n{self.remedy}, then run this again.",
+            path=self.script.path, line=self.line, statement=self.statement, version=version)
+
+
+class _Run:
+    """One run of the pending scripts of a directory on a database."""
+
+    def __init__(self, database: _Database, migrations_dir: StrPath, to: int | None = None,
+                 backup: bool = False, snapshot: bool = True) -> None:
+        self.database = database
+        self.report = database.report
+        self.folder = os.fsdecode(migrations_dir)
+        self.to = MAX_VERSION if to is None else to
+        self.backup = backup
+        self.snapshot = snapshot
+        self.version = 0  # where the database stands
+        self.applied: list[_Script] = []
+        self._now: _Script | None = None  # the script that is running
+
+    def run(self) -> list[_Script]:
+        """Apply what is pending and return it; raise MigrationError."""
+        database = self.database
+        with database.explained():
+            names, near = _scan(self.folder)
+            if near:
+                self.report.warn(_near_misses(near, self.folder))
             try:
-                print(text, flush=True)
-            except (OSError, ValueError):
-                self.results = False  # nobody reads: no reason for a migration to fail
+                pending = self._look(names)
+            except MigrationError:
+                if not database.snapshot.exists():
+                    raise
+                pending = True  # a script that was cut off may have spoilt what is there
+            if not pending:
+                self.report.result(f"{database.shown} is up to date at version {self.version}")
+                return []
+            self._apply([_Script(self.folder, version, names[version])
+                         for version in sorted(names) if version <= self.to])
+            number = len(self.applied)
+            self.report.result(f"{database.shown} is at version {self.version}, "
+                               f"{_plural(number, 'migration')} applied")
+            return self.applied
 
-    def warn(self, text: str) -> None:
-        self.done()
-        if self.logged:
-            _log("warning", text)
+    def _look(self, names: dict[int, str]) -> bool:
+        """Return whether there is anything to do; warn of what is not as it should be."""
+        database = self.database
+
+        def history(connection: sqlite3.Connection, version: int) -> tuple[bool, list[Row]]:
+            pending = any(version < v <= self.to for v in names)
+            return pending, _history(connection, version, names, whole=pending)
+
+        self.version, (pending, rows) = database.look(history)
+        if self.to < self.version:
+            raise MigrationError(
+                f"{database.shown} is at version {self.version}, beyond {self.to}, and only a "
+                "backup leads back. Nothing was changed. See --restore.")
+        states = _states(self.folder, self.version, names, rows, pending) if rows else []
+        for problem in self._problems(names, states):
+            self.report.warn(problem)
+        return pending or database.snapshot.exists()
+
+    def _apply(self, scripts: list[_Script]) -> None:
+        """The whole story: take the write lock; see where the database stands, for another
+        process may have been faster; run what comes next, together with its version;
+        commit; go on. What fails is undone and remembered until those before it are in."""
+        database, failed = self.database, None
+        while True:
+            with _closing(database.writing()) as connection:  # undoes what is not committed
+                try:
+                    self.version = _read_version(connection, database.shown)
+                    if failed and self.version >= failed.script.version:
+                        failed = None  # another process brought it in meanwhile
+                    last = failed.script.version if failed else MAX_VERSION + 1
+                    pending = [s for s in scripts if self.version < s.version < last]
+                    if not pending:
+                        break
+                    if self.backup:
+                        self.report.result(f"Backup: {database.back_up()}")
+                        self.backup = False
+                    if pending[0].alone:
+                        self._run_alone(connection, pending[0])
+                    else:
+                        self._run_batch(connection, pending)
+                except _Again:
+                    pass
+                except _Failed as failure:
+                    failed = failure
+                finally:
+                    self.report.done()
+        if failed:
+            raise failed.error(database.shown, self.version)
+
+    def _record(self, connection: sqlite3.Connection, script: _Script) -> None:
+        """Write the version and the history, in the transaction of the script."""
+        connection.execute(CREATE_HISTORY)
+        recorded = connection.execute(SELECT_RECORDED + " AND version >= ?", (
+            self.version, self.version)).fetchone()
+        checksum = script.checksum
+        if self.version and not recorded:
+            checksum += f"{AFTER}{self.version}"
+        connection.execute(INSERT_HISTORY, (script.version, script.name, checksum, _utc()))
+        try:
+            if connection.execute(UPDATE_META, (script.version,)).rowcount != 1:
+                raise sqlite3.OperationalError("its row is gone")
+        except self.database.errors as error:
+            raise _Failed(script, "it spoils the table _meta, where the version is kept: "
+                          f"{error}") from None
+
+    def _finished(self, scripts: list[_Script]) -> None:
+        """These scripts are committed."""
+        self.applied += scripts
+        self.version = scripts[-1].version
+        for script in scripts:
+            self.report.result(f"Applied {script.name} ({_seconds(script.seconds)})")
+
+    def _tick(self) -> None:
+        """Called now and then while SQLite works: a chance for signals, and for progress."""
+        if self._now:
+            self.report.progress(self._now.progress)
+
+    # -------------------------------------------------------------- SQL in a transaction
+
+    def _run_batch(self, connection: sqlite3.Connection, pending: list[_Script]) -> None:
+        """Run SQL scripts in the transaction that is open, for BATCH_SECONDS, and commit.
+
+        Raises:
+            _Failed: a script failed; those before it are to be run again without it.
+            _Again: a script is to be run in another way, which is noted in it.
+        """
+        watch, references = _Watch(), _References(connection)
+        connection.set_authorizer(watch)
+        connection.set_progress_handler(self._tick, TICK_INSTRUCTIONS)
+        start, mode = self.version, _journal_mode(connection)
+        began, done = time.monotonic(), list[_Script]()
+        try:
+            for script in pending:
+                if script.alone or time.monotonic() - began > BATCH_SECONDS:
+                    break
+                self._now, since = script, time.perf_counter()
+                blocks = script.blocks()
+                text = script.open(next(blocks, (1, ""))[1])
+                if done and (script.alone or script.pragmas):
+                    break  # this transaction is not for that; the next begins with it
+                if script.alone:
+                    raise _Again
+                if script.pragmas:
+                    self._run_pragmas(connection, script)
+                before = _dangling(connection, references.tables()) if script.measured else None
+                watch.start(bool(script.pragmas) and _enforces(connection))
+                self._run_blocks(connection, watch, script, text, blocks)
+                watch.on = False
+                self._check(script, before, _dangling(connection, references.suspects(watch)),
+                            watch.created | watch.dropped | watch.altered)
+                self._record(connection, script)
+                self.version = script.version
+                script.seconds = time.perf_counter() - since
+                done.append(script)
+                if watch.stateful or script.pragmas:
+                    break  # the next script gets a fresh connection
+            self._commit(connection, done[-1])
+        except BaseException:
+            self.version = start
+            self._undo(connection, mode)
+            raise
+        self._finished(done)
+
+    def _commit(self, connection: sqlite3.Connection, script: _Script) -> None:
+        try:
+            self.database.commit(connection)
+        except self.database.errors as error:
+            raise self._failure(script, None, None, str(error)) from None
+
+    def _undo(self, connection: sqlite3.Connection, mode: str) -> None:
+        """Roll back, also what a PRAGMA before the transaction did to the file."""
+        connection.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
+        try:
+            if connection.in_transaction:  # else SQLite has rolled back already
+                connection.execute("ROLLBACK")
+            if _journal_mode(connection) != mode:
+                connection.execute(f"PRAGMA journal_mode = {mode}")
+        except self.database.errors:
+            pass  # the first error is the one to tell; closing rolls back too
+
+    def _run_pragmas(self, connection: sqlite3.Connection, script: _Script) -> None:
+        """Leave the transaction for the PRAGMAs that work only outside of one."""
+        connection.execute("ROLLBACK")
+        for line, statement in script.pragmas:
+            self._execute(connection, script, line, statement)
+        self.database.begin(connection)
+        if _read_version(connection, self.database.shown) != self.version:
+            raise _Again  # another process was faster
+
+    def _run_blocks(self, connection: sqlite3.Connection, watch: _Watch, script: _Script,
+                    text: str, blocks: Iterator[tuple[int, str]]) -> None:
+        """Run a script in the open transaction, block by block."""
+        line = 1
+        while line:
+            careful = script.careful_from is not None and line >= script.careful_from
+            for number, piece in _statements(text, line) if careful else ((line, text),):
+                watch.implicit_commit = True
+                try:
+                    connection.executescript(piece)
+                except self.database.errors as error:
+                    self._judge(str(error), watch, script, number, piece, careful)
+                if not connection.in_transaction:
+                    self._judge("not within a transaction", watch, script, number, piece, careful)
+            self._tick()
+            line, text = next(blocks, (0, ""))
+
+    def _judge(self, message: str, watch: _Watch, script: _Script, line: int, text: str,
+               careful: bool) -> NoReturn:
+        """Raise what follows from an error in a script: it runs in another way, or failed."""
+        if message == "interrupted" or (message == "not authorized" and not watch.denied):
+            raise KeyboardInterrupt from None  # it came while SQLite had the word
+        if watch.misfit or not watch.denied and _needs_autocommit(message):
+            script.alone = True
+            raise _Again from None
+        if not careful:
+            script.careful_from = line  # from this block on, statement by statement
+            raise _Again from None
+        raise self._failure(script, line, text, watch.denied or message) from None
+
+    def _failure(self, script: _Script, line: int | None, statement: str | None, message: str,
+                 ) -> _Failed:
+        """Return the failure of a script for an error of SQLite's."""
+        remedy = "Mend the script"
+        if statement and statement.startswith("."):
+            message = "a command of the sqlite3 program, not SQL"
+            statement = statement.split("\n")[0]
+        elif statement and not sqlite3.complete_statement(statement) and (
+                "incomplete input" in message or "unrecognized token" in message):
+            message = "the file ends within this statement, or within a quote in it"
         else:
-            _complain("warning: " + text)
+            message, remedy = self.database.meaning(message) or (message, remedy)
+        return _Failed(script, message, line, statement, remedy=remedy)
 
-    def progress(self, text: Callable[[], str]) -> None:
-        """Show what is being done, where it has lasted for more than a second."""
-        if not self.terminal:
+    def _check(self, script: _Script, before: Dangling | None, after: Dangling,
+               rebuilt: Container[str] | None) -> None:
+        """Refuse references that dangle since this script ran; tolerate older ones."""
+        if not after:
             return
-        now = time.monotonic()
-        self._started = self._started or now
-        if now - self._started > 1 and now - self._shown > 0.1:
-            self._shown = now
-            _complain("\r\x1b[K" + text()[:79], end="")
+        if before is None:
+            script.measured = True
+            raise _Again  # run it once more, to tell the new ones from the old
+        new = _newly_dangling(before, after, rebuilt)
+        number = sum(count for *_, count in new)
+        if new and "no-foreign-key-check" not in script.directives:
+            (table, parent), row, _ = new[0]
+            raise _Failed(
+                script, f"it leaves {_plural(number, 'reference')} dangling: {table} row {row} "
+                f"refers to a row of {parent} that does not exist",
+                remedy="Mend the script or, if this is meant, begin it with the line "
+                       f"`{'--' if script.sql else '#'} fastmigrate: no-foreign-key-check`")
+        self.report.warn(
+            f"{script.name} leaves {_plural(number, 'reference')} dangling, as its "
+            "no-foreign-key-check allows" if new else
+            f"{self.database.shown} has {_plural(sum(map(len, after.values())), 'reference')} "
+            "to rows that do not exist, from before this run. See PRAGMA foreign_key_check.")
 
-    def done(self) -> None:
-        """The work that progress was shown for is over."""
-        if self._shown:
-            _complain("\r\x1b[K", end="")
-        self._started = self._shown = 0.0
+    # -------------------------------------------------------------- scripts on their own
+
+    def _run_alone(self, connection: sqlite3.Connection, script: _Script) -> None:
+        """Run a script that does not fit in a transaction, under a snapshot.
+
+        Raises:
+            _Failed: it failed, and what it did was put back.
+        """
+        database, since = self.database, time.perf_counter()
+        self._now = script
+        if script.sql:
+            script.open(next(script.blocks(), (1, ""))[1])
+        else:
+            script.read()
+        # What dangles already can be read from the snapshot, should that be asked.
+        before = None if self.snapshot else _dangling(
+            connection, _References(connection).tables())
+        try:
+            database.snapshot.take(script.name, self.snapshot)
+        except database.errors + (OSError,) as error:
+            raise _Failed(script, f"no snapshot can be made: {database.explain(error)}",
+                          remedy="Make room and rights beside the database, or run it with "
+                                 "--no-snapshot") from None
+        try:
+            connection.close()  # and with it the write lock: the script needs that
+            if script.sql:
+                self._run_statements(script)
+            else:
+                self._run_process(script)
+            self._settle(script, before)
+        except BaseException as error:
+            self._give_up(script, error)
+            raise
+        database.snapshot.drop()
+        script.seconds = time.perf_counter() - since
+        self._finished([script])
+
+    def _settle(self, script: _Script, before: Dangling | None) -> None:
+        """Write the version to which a script on its own has led."""
+        with _closing(self.database.open()) as connection:
+            self.database.begin(connection)
+            version = _read_version(connection, self.database.shown)
+            if version not in (self.version, script.version):
+                raise _Failed(script, f"it set the version to {version}; it leads from "
+                                      f"{self.version} to {script.version}")
+            after = _dangling(connection, _References(connection).tables())
+            if after and before is None:
+                before = self.database.snapshot.read(
+                    lambda copy: _dangling(copy, _References(copy).tables()))
+            self._check(script, before, after, None)
+            self._record(connection, script)
+            self._commit(connection, script)
+
+    def _give_up(self, script: _Script, error: BaseException) -> None:
+        """Put back what a script changed that failed or was interrupted."""
+        database = self.database
+        try:
+            if self.snapshot:
+                database.snapshot.put_back()
+                return
+            database.snapshot.drop()
+            kept = (f"There was no snapshot: {database.shown} is at version {self.version}, and "
+                    f"holds what {script.name} did before it failed.")
+            if not isinstance(error, _Failed):
+                self.report.warn(kept)
+            else:
+                error.kept = kept
+                error.remedy = "Make the database right by hand, or restore a backup"
+        except database.errors + (OSError,) as second:
+            database.snapshot.release()
+            raise MigrationError(
+                f"{script.path}: {error or 'interrupted'}\n{database.shown} could not be put "
+                f"back: {database.explain(second)}\nIt holds what the script left. The next "
+                f"run puts it back, from {database.snapshot.path}, before anything else.",
+                path=script.path, version=self.version) from error
+
+    def _run_statements(self, script: _Script) -> None:
+        """Run an SQL script as the sqlite3 program does, each statement by itself."""
+        with _closing(self.database.open()) as connection:
+            connection.set_progress_handler(self._tick, TICK_INSTRUCTIONS)
+            for line, text in script.blocks():
+                for number, statement in _statements(text, line):
+                    self._execute(connection, script, number, statement)
+            if connection.in_transaction:
+                self._execute(connection, script, line, "COMMIT")
+
+    def _execute(self, connection: sqlite3.Connection, script: _Script, line: int,
+                 statement: str) -> None:
+        """Execute one statement outside of any transaction of ours."""
+        def execute() -> None:
+            for _ in connection.execute(statement):
+                pass
+
+        try:
+            self.database.patiently(execute)
+        except self.database.errors + (sqlite3.Warning,) as error:
+            if str(error) == "interrupted":
+                raise KeyboardInterrupt from None
+            raise self._failure(script, line, statement, str(error)) from None
+
+    # -------------------------------------------------------------- processes
+
+    def _run_process(self, script: _Script) -> None:
+        """Run a .py or .sh script, and all that it starts, to their end."""
+        import subprocess
+        import tempfile
+        posix = os.name == "posix"
+        command = script.command()
+        with tempfile.TemporaryFile() as output:
+            shown = self.report.output
+            if shown:
+                sys.stdout.flush()
+            alive, held = os.pipe()  # at its end when no process of the script's is left
+            try:
+                process = subprocess.Popen(
+                    [*command, self.database.given], stdin=subprocess.DEVNULL,
+                    stdout=None if shown else output, stderr=None if shown else output,
+                    env={**os.environ, "FASTMIGRATE_VERSION": str(script.version)},
+                    pass_fds=(self.database.snapshot.lock, held) if posix else (),
+                    start_new_session=posix)
+            except OSError as error:
+                os.close(alive)
+                raise _Failed(script, f"{command[0]} cannot be run: {error.strerror}",
+                              remedy="Install it, or name another one in the script's first "
+                                     "line") from None
+            finally:
+                os.close(held)
+            try:
+                status = self._wait_for(process)
+                over = status != 0 or self._is_over(script, alive)
+            except BaseException:
+                _end(process)
+                raise
+            finally:
+                os.close(alive)
+            if status == 0 and over:
+                return
+            _end(process)
+            raise _Failed(script, _describe(status) if status else
+                          f"it ended, but processes that it started did not, for "
+                          f"{self.database.timeout:g} s", output=_tail(output))
+
+    def _wait_for(self, process: subprocess.Popen[bytes]) -> int:
+        if not self.report.terminal:
+            return process.wait()
+        import subprocess
+        while True:
+            try:
+                return process.wait(0.5)
+            except subprocess.TimeoutExpired:
+                self._tick()
+
+    def _is_over(self, script: _Script, alive: int) -> bool:
+        """Return whether all processes of a script end within the time to wait."""
+        if os.name != "posix":
+            return True
+        import select
+        timeout = self.database.timeout
+        if select.select([alive], [], [], min(0.5, timeout))[0]:
+            return True
+        self.report.warn(f"{script.name} has ended, but not all processes that it started: "
+                         f"waiting up to {timeout:g} s for them")
+        return bool(select.select([alive], [], [], timeout)[0])
+
+    # -------------------------------------------------------------- looking
+
+    def status(self) -> dict[str, Any]:
+        """Return what status() returns."""
+        database = self.database
+        with database.explained():
+            names, near = _scan(self.folder)
+            self.version, rows = database.look(lambda connection, version: _history(
+                connection, version, names, whole=True))
+            states = _states(self.folder, self.version, names, rows, edits=True)
+            problems = self._problems(names, states)
+            if near:
+                problems.append(_near_misses(near, self.folder))
+            if database.snapshot.exists():
+                problems.append(f"{database.snapshot.holder()} has not finished a script: the "
+                                "next run waits for it or, if it died, puts its work back.")
+        return {
+            "db": database.given, "version": self.version, "latest": max(names, default=0),
+            "migrations": [dict(zip(("version", "name", "state", "applied_at"), state))
+                           for state in states], "problems": problems}
+
+    def _problems(self, names: dict[int, str], states: list[State]) -> list[str]:
+        """Say where the directory is not what was applied, once for each kind."""
+        database, latest = self.database.shown, max(names, default=0)
+        found: dict[str, list[str]] = {}
+        for number, name, state, _ in states:
+            if state != "missing" or number < latest:
+                found.setdefault(state, []).append(name)
+        problems = []
+        if self.version > latest:
+            problems.append(
+                f"{database} is at version {self.version}, newer than the scripts in "
+                f"{self.folder}, which end at {latest}: is this an old release of the "
+                "application?")
+        return problems + [
+            text.format(names=", ".join(found[state]), db=database, folder=self.folder)
+            for state, text in DRIFT.items() if state in found]
+
+    def accept(self) -> list[str]:
+        """Record the applied scripts as they stand now; return the names of those that
+        were recorded otherwise."""
+        database = self.database
+        names, _ = _scan(self.folder)
+        with database.explained(), _closing(database.writing()) as connection:
+            version = _read_version(connection, database.shown)
+            connection.execute(CREATE_HISTORY)
+            rows = _history(connection, version, names, whole=True)
+            checksums = {row[0]: row[2] for row in rows}
+            accepted = []
+            for number, name, state, when in _states(self.folder, version, names, rows, True):
+                if state == "missing":
+                    connection.execute(DELETE_HISTORY, (number, number))
+                elif state == "edited" or state == "applied" and number not in checksums:
+                    _, marked, after = checksums.get(number, "").partition(AFTER)
+                    connection.execute(INSERT_HISTORY, (
+                        number, name, _checksum(os.path.join(self.folder, name)) + marked + after,
+                        when or _utc()))
+                else:
+                    continue
+                accepted.append(name)
+            database.commit(connection)
+            return accepted
 
 
-def _complain(text: str, end: str = "\n") -> None:
+def _history(connection: sqlite3.Connection, version: int, names: dict[int, str],
+             whole: bool) -> list[Row]:
+    """Return what the history records up to a version: all of it or, to be quick, nothing
+    where it records just the scripts that there are."""
+    if not connection.execute(HAS_HISTORY).fetchone():
+        return []
+    if not whole:
+        recorded = {v for v, in connection.execute(SELECT_RECORDED, (version,))}
+        if recorded == {v for v in names if v <= version}:
+            return []
+    return connection.execute(SELECT_HISTORY, (version,)).fetchall()
+
+
+def _states(folder: str, version: int, names: dict[int, str], rows: list[Row],
+            edits: bool) -> list[State]:
+    """Return the state of each script there is or was, in order.
+
+    Args:
+        rows: the history up to the version; scripts that it does not reach are applied.
+        edits: compare the scripts with their checksums, which reads them.
+    """
+    recorded = {row[0]: row for row in rows}
+    skipped: set[int] = set()  # numbers that a run passed over: a script there came late
+    last = 0
+    for number, _, checksum, _ in rows:
+        after = checksum.partition(AFTER)[2]
+        skipped.update(range(int(after or last) + 1, number))
+        last = number
+    states: list[State] = []
+    for number in sorted({*names, *recorded}):
+        _, name, checksum, when = recorded.get(number, (0, "", "", None))
+        if number not in names:
+            state = "missing"
+        elif number > version:
+            state = "pending"
+        elif number not in recorded:
+            state = "late" if number in skipped else "applied"
+        else:
+            edited = edits and checksum.partition(AFTER)[0] != _checksum(
+                os.path.join(folder, names[number]))
+            state = "edited" if edited else "applied"
+        states.append((number, names.get(number, name), state, when))
+    return states
+
+
+def _enforces(connection: sqlite3.Connection) -> bool:
+    return bool(connection.execute("PRAGMA foreign_keys").fetchone()[0])
+
+
+def _journal_mode(connection: sqlite3.Connection) -> str:
+    return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+
+
+def _needs_autocommit(message: str) -> bool:
+    """Return whether SQLite says that a statement does not work inside a transaction."""
+    return any(sign in message for sign in (
+        "within a transaction", "within transaction", "inside a transaction")) or (
+        message.startswith("database ") and message.endswith(" is locked")
+        and message != "database is locked")  # DETACH
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a script and what it started to end, then end them; wait for the script."""
+    import signal
+    import subprocess
+
+    def send(number: int) -> None:
+        try:
+            if os.name == "posix":
+                os.killpg(process.pid, number)
+            else:
+                process.terminate()
+        except (ProcessLookupError, PermissionError):
+            pass  # none is left
+
+    if process.poll() is None:
+        send(signal.SIGTERM)
+        try:
+            process.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+    send(getattr(signal, "SIGKILL", signal.SIGTERM))
+    process.wait()
+
+
+def _describe(status: int) -> str:
+    if status > 0:
+        return f"it failed with exit status {status}"
+    import signal
     try:
-        print(text, end=end, file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        pass  # stderr is closed: there is nowhere to say so
+        return f"it was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"it was killed by signal {-status}"
 
 
-def _seconds(duration: float) -> str:
-    return f"{duration * 1000:.0f} ms" if duration < 1 else f"{duration:.1f} s"
+def _tail(output: Any) -> str:
+    """Return the last lines of a script's output."""
+    size = output.seek(0, os.SEEK_END)
+    output.seek(max(0, size - 4000))
+    lines = output.read().decode(errors="replace").splitlines()
+    return "\n".join((["..."] if size > 4000 or len(lines) > 20 else []) + lines[-20:])
 
 
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-# ------------------------------------------------------------------ the migrations directory
+# ------------------------------------------------------------------ reading scripts
 
 
 class _Script:
     """A migration script, and what has been learnt about it in this run."""
 
-    def __init__(self, directory: str, version: int, name: str) -> None:
+    def __init__(self, folder: str, version: int, name: str) -> None:
         self.version = version
         self.name = name
-        self.path = os.path.join(directory, name)
+        self.path = os.path.join(folder, name)
         self.sql = name.endswith(".sql")
         self.alone = not self.sql  # does not fit in a transaction: runs under a snapshot
         self.careful_from: int | None = None  # the line of the block that failed
-        self.measured = False  # violations before it are counted, since there are some after
+        self.measured = False  # what dangled before it matters, since something does after
+        self.directives: set[str] = set()
+        self.pragmas: list[tuple[int, str]] = []  # (line, statement), to run before BEGIN
         self.checksum = ""
         self.seconds = 0.0
+        self._done = 0  # bytes read
 
+    def progress(self) -> str:
+        size = os.path.getsize(self.path)
+        if self._done >= size:
+            return f"{self.name} is running"
+        return f"{self.name}: {100 * self._done // size} % of {size / 1e6:.1f} MB"
 
-def _scan(migrations_dir: StrPath) -> tuple[dict[int, str], list[str]]:
-    """Return the names of the scripts by version, and those that are near misses."""
-    names: dict[int, str] = {}
-    near: list[str] = []
-    folder = os.fspath(migrations_dir)
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = entry.name
-                version = extract_version_from_filename(name)
-                if version is None or entry.is_dir():
-                    if version or (name[:1].isdecimal()
-                                   and name.lower().endswith((".sql", ".py", ".sh"))):
-                        near.append(name)
-                elif version in names:
-                    raise ValueError(
-                        f"two scripts have the index {version:04d}: {names[version]} and {name} "
-                        f"in {folder}. Nothing was run. Give one of them another number.")
+    def blocks(self) -> Iterator[tuple[int, str]]:
+        """Yield an SQL script as (number of the first line, text of whole statements). Its
+        checksum is known when all of it was read.
+
+        Raises:
+            _Failed: it cannot be read, or is not UTF-8.
+        """
+        digest = _Digest()
+        line, rest, wanted, self._done = 1, "", 0, 0
+        try:
+            for data in _lines(self.path):
+                self._done += len(data)
+                digest.update(data)
+                if b"\r" in data:
+                    data = data.replace(b"\r\n", b"\n")  # as the sqlite3 program reads it
+                text = rest + self._decode(data, line + rest.count("\n"))
+                # A statement that goes on is looked at again when the text has doubled, so
+                # that a long one costs no more than its length.
+                cut = _whole(text) if len(text) >= wanted else 0
+                if cut:
+                    yield line, text[:cut]
+                    line += text.count("\n", 0, cut)
+                    rest, wanted = text[cut:], 0
                 else:
-                    names[version] = name
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"there is no migrations directory {folder}. Create it, or name another one "
-            "with --migrations.") from None
-    except NotADirectoryError:
-        raise NotADirectoryError(f"{folder} is a file, not a migrations directory. Name "
-                                 "the directory with --migrations.") from None
-    return names, sorted(near)
+                    rest, wanted = text, max(wanted, 2 * len(text))
+        except OSError as error:
+            raise self._unreadable(error) from None
+        if rest:
+            yield line, rest
+        self.checksum = digest.hexdigest()
 
+    def _decode(self, data: bytes, line: int) -> str:
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            raise _Failed(self, "it is not UTF-8", line + data.count(b"\n", 0, error.start),
+                          remedy="Save it as UTF-8") from None
+        if "\0" in text:
+            raise _Failed(self, "it holds a NUL character",
+                          line + text.count("\n", 0, text.index("\0")))
+        return text
 
-# ------------------------------------------------------------------ reading SQL
+    def _unreadable(self, error: OSError) -> _Failed:
+        return _Failed(self, f"it cannot be read: {error.strerror}",
+                       remedy="Make the file readable")
+
+    def open(self, text: str) -> str:
+        """Read the directives in the opening comment of SQL, and the PRAGMAs after it that
+        belong before a transaction; return the first block without these."""
+        start = _skip(text, 0)
+        self._read_directives(text[:start])
+        self.pragmas = []
+        if self.alone or text[start:start + 6].lower() != "pragma":
+            return text
+        import re
+        name = re.compile(r"pragma\s+(?:\w+\s*\.\s*)?(\w+)", re.I)
+        for line, statement in _statements(text, 1):
+            found = name.match(statement)
+            if not found:
+                break
+            if found.group(1).lower() in OUTSIDE_PRAGMAS:
+                self.pragmas.append((line, statement))
+                text = text.replace(statement, "\n" * statement.count("\n"), 1)
+        return text
+
+    def read(self) -> None:
+        """Read the checksum and the directives of a script that is not SQL."""
+        opening = []
+        try:
+            self.checksum = _checksum(self.path)
+            with open(self.path, encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    if line.strip() and not line.startswith("#"):
+                        break
+                    opening.append(line)
+        except OSError as error:
+            raise self._unreadable(error) from None
+        self._read_directives("".join(opening))
+
+    def _read_directives(self, opening: str) -> None:
+        self.directives = set()
+        if "fastmigrate:" not in opening:
+            return
+        for number, line in enumerate(opening.splitlines(), 1):
+            words = line.partition("fastmigrate:")[2].replace(",", " ").replace("*/", " ")
+            for word in words.split():
+                if word not in DIRECTIVES:
+                    raise _Failed(self, f"it has the unknown directive {word!r}", number,
+                                  remedy=f"Write one of {', '.join(DIRECTIVES)}")
+                self.directives.add(word)
+        self.alone |= "no-transaction" in self.directives
+
+    def command(self) -> list[str]:
+        """Return the command that runs a script that is not SQL, but for its argument."""
+        path = os.path.join(".", self.path) if self.path.startswith("-") else self.path
+        if self.name.endswith(".py"):
+            if getattr(sys, "frozen", False) or not sys.executable:
+                raise _Failed(self, "this program brings no Python interpreter of its own to "
+                              "run it with", remedy="Write it in SQL")
+            return [sys.executable, path]
+        with open(self.path, "rb") as file:
+            first = os.fsdecode(file.readline().strip())
+        return [*(first[2:].split(None, 1) if first[:2] == "#!" else ["sh"]), path]
 
 
 class _Digest:
@@ -439,22 +1307,6 @@ class _Digest:
         return self._hash.hexdigest()
 
 
-def _lines(path: str) -> Iterator[bytes]:
-    """Yield a file in runs of whole lines, of about BLOCK bytes each, without its BOM."""
-    with open(path, "rb") as file:
-        start = True
-        while True:
-            data = file.read(BLOCK)
-            if data and data[-1:] != b"\n":
-                data += file.readline()
-            if start and data[:3] == b"\xef\xbb\xbf":
-                data = data[3:]
-            start = False
-            if not data:
-                return
-            yield data
-
-
 def _checksum(path: str) -> str:
     digest = _Digest()
     for data in _lines(path):
@@ -462,37 +1314,47 @@ def _checksum(path: str) -> str:
     return digest.hexdigest()
 
 
-def _blocks(script: _Script) -> Iterator[tuple[int, str]]:
-    """Yield an SQL script as (number of its first line, text of whole statements).
+def _lines(path: str) -> Iterator[bytes]:
+    """Yield a file in runs of whole lines, of about BLOCK bytes each, without its BOM."""
+    with open(path, "rb") as file:
+        if file.read(3) != b"\xef\xbb\xbf":
+            file.seek(0)
+        while True:
+            data = file.read(BLOCK)
+            if not data:
+                return
+            yield data if data[-1:] == b"\n" else data + file.readline()
 
-    The checksum of the script is set when all of it was read.
-    """
-    digest = _Digest()
-    line, rest, wanted = 1, "", 0
-    for data in _lines(script.path):
-        digest.update(data)
-        if b"\r" in data:
-            data = data.replace(b"\r\n", b"\n")  # as the sqlite3 program reads it
-        try:
-            text = rest + data.decode()
-        except UnicodeDecodeError as error:
-            at = line + rest.count("\n") + data.count(b"\n", 0, error.start)
-            raise _Unfit(at, "is not UTF-8", "Save the script as UTF-8.") from None
-        if "\0" in text:
-            at = line + text.count("\n", 0, text.index("\0"))
-            raise _Unfit(at, "holds a NUL character", "Take it out.")
-        # A statement that goes on is looked at again when the text has doubled, so that
-        # a long one costs no more than its length.
-        cut = _whole(text) if len(text) >= wanted else 0
-        if cut:
-            yield line, text[:cut]
-            line += text.count("\n", 0, cut)
-            rest, wanted = text[cut:], 0
-        else:
-            rest, wanted = text, max(wanted, 2 * len(text))
-    if rest:
-        yield line, rest
-    script.checksum = digest.hexdigest()
+
+def _scan(migrations_dir: StrPath) -> tuple[dict[int, str], list[str]]:
+    """Return the names of the scripts by version, and those that are near misses."""
+    names: dict[int, str] = {}
+    near: list[str] = []
+    folder = os.fsdecode(migrations_dir)
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                version = extract_version_from_filename(name)
+                if version is None or entry.is_dir():
+                    if version or (name[:1].isdecimal()
+                                   and name.lower().endswith((".sql", ".py", ".sh"))):
+                        near.append(name)
+                elif names.setdefault(version, name) != name:
+                    raise ValueError(
+                        f"two scripts have the index {version:04d}: {names[version]} and {name} "
+                        f"in {folder}. Nothing was run. Give one of them another number.")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no migrations directory {folder}. Create it, or "
+                                "name another one with --migrations.") from None
+    except NotADirectoryError:
+        raise NotADirectoryError(f"{folder} is a file, not a migrations directory. Name one "
+                                 "with --migrations.") from None
+    return names, sorted(near)
+
+
+def _near_misses(near: list[str], folder: str) -> str:
+    return f"not run, for their names: {', '.join(near)}. In {folder}, {NAMING_RULE}."
 
 
 def _whole(text: str) -> int:
@@ -529,8 +1391,7 @@ def _statements(text: str, line: int) -> Iterator[tuple[int, str]]:
     import re
     token = re.compile(
         r"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|--[^\n]*|/\*.*?(?:\*/|\Z)|;""", re.S)
-    counted = 0
-    start = _skip(text, 0)
+    counted, start = 0, _skip(text, 0)
     for found in token.finditer(text, start):
         if found.group() != ";" or found.start() < start:
             continue
@@ -540,64 +1401,7 @@ def _statements(text: str, line: int) -> Iterator[tuple[int, str]]:
         yield line, text[start:found.end()]
         start = _skip(text, found.end())
     if start < len(text):
-        yield line + text.count("\n", counted, start), text[start:]
-
-
-def _directives(script: _Script, opening: str) -> frozenset[str]:
-    """Return the words that follow `fastmigrate:` in the opening comment of a script."""
-    found: set[str] = set()
-    for number, line in enumerate(opening.splitlines(), 1):
-        _, marked, words = line.partition("fastmigrate:")
-        for word in words.replace(",", " ").replace("*/", " ").split() if marked else ():
-            if word not in DIRECTIVES:
-                raise _Unfit(number, f"has the unknown directive {word!r}",
-                             "Write one of " + ", ".join(sorted(DIRECTIVES)))
-            found.add(word)
-    return frozenset(found)
-
-
-def _script_directives(script: _Script) -> frozenset[str]:
-    """Return the directives of a .py or .sh script."""
-    opening = []
-    for data in _lines(script.path):
-        for line in data.decode(errors="replace").splitlines():
-            if line.strip() and not line.startswith("#"):
-                break
-            opening.append(line)
-        break
-    return _directives(script, "\n".join(opening))
-
-
-def _leading_pragmas(text: str) -> tuple[list[tuple[int, str]], str]:
-    """Return the PRAGMAs at the start of an SQL text that must run outside a transaction,
-    as (line, statement), and the text without them but with all its lines."""
-    if text[_skip(text, 0):][:6].lower() != "pragma":
-        return [], text
-    import re
-    name = re.compile(r"pragma\s+(?:\w+\s*\.\s*)?(\w+)", re.I)
-    pragmas = []
-    for line, statement in _statements(text, 1):
-        found = name.match(statement)
-        if not found:
-            break
-        if found.group(1).lower() in OUTSIDE_PRAGMAS:
-            pragmas.append((line, statement))
-            text = text.replace(statement, "\n" * statement.count("\n"), 1)
-    return pragmas, text
-
-
-class _Unfit(Exception):
-    """A script that cannot be run as it stands: line, what is wrong, what to do."""
-
-    def __init__(self, line: int | None, what: str, remedy: str) -> None:
-        super().__init__(what)
-        self.line = line
-        self.what = what
-        self.remedy = remedy
-
-
-class _Misfit(Exception):
-    """A script that does not fit in a transaction."""
+        yield line + text.count("\n", counted, start), text[start:].rstrip()
 
 
 # ------------------------------------------------------------------ what a script does
@@ -613,8 +1417,8 @@ class _Watch:
     def start(self, enforced: bool) -> None:
         """A script begins; `enforced` tells whether foreign keys are."""
         self.on = True
-        self.misfit = ""  # why the script does not fit in a transaction
-        self.refused = ""  # why it is not safe to run at all
+        self.denied = ""  # why a statement was denied
+        self.misfit = False  # since the script does not fit in a transaction
         self.stateful = False  # it changed the connection
         self.everything = False  # it may have changed any table
         self.touched: set[str] = set()
@@ -633,7 +1437,7 @@ class _Watch:
         if action in (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE):
             return self._change(name, schema)
         if action == sqlite3.SQLITE_TRANSACTION:
-            return self._transaction(first or "")
+            return self._transaction(name)
         if action == sqlite3.SQLITE_PRAGMA:
             return self._pragma(name, (second or "").lower())
         if action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH):
@@ -646,36 +1450,37 @@ class _Watch:
             self.altered.add((second or "").lower())
         return sqlite3.SQLITE_OK
 
+    def _deny(self, why: str, misfit: bool = True) -> int:
+        self.denied, self.misfit = why, misfit
+        return sqlite3.SQLITE_DENY
+
     def _change(self, table: str, schema: str | None) -> int:
         if table.startswith("sqlite_"):
             self.stateful |= table.startswith("sqlite_temp_")
             return sqlite3.SQLITE_OK
         if schema == "main":
             self.touched.add(table)
-        if self.wanted != self.enforced:
-            if self.own and self.enforced:
-                self.refused = ("PRAGMA foreign_keys=OFF does nothing inside a transaction: "
-                                "rows of other tables could be deleted with those of this one. "
-                                "Move the PRAGMA before BEGIN.")
-            self.misfit = "PRAGMA foreign_keys in the middle of the script"
-            return sqlite3.SQLITE_DENY
-        return sqlite3.SQLITE_OK
+        if self.wanted == self.enforced:
+            return sqlite3.SQLITE_OK
+        if self.own and self.enforced:
+            return self._deny(
+                "PRAGMA foreign_keys = OFF does nothing after BEGIN: this could delete rows of "
+                "other tables with those of its own. Move the PRAGMA before BEGIN.", False)
+        return self._deny("PRAGMA foreign_keys in the middle of the script")
 
     def _transaction(self, operation: str) -> int:
-        if operation == "ROLLBACK":
-            self.misfit = "ROLLBACK"
-            return sqlite3.SQLITE_DENY
-        # executescript() commits an open transaction before it begins; so does a script
-        # with a COMMIT of its own. Both are to leave the runner's transaction alone.
+        if operation == "rollback":
+            return self._deny("ROLLBACK")
+        # executescript() commits an open transaction before it begins, and a script may do
+        # so itself: neither is to reach the runner's transaction.
         if self.implicit_commit:
             self.implicit_commit = False
         else:
-            self.own = operation == "BEGIN"
+            self.own = operation == "begin"
         return sqlite3.SQLITE_IGNORE
 
     def _pragma(self, name: str, value: str) -> int:
-        if value:
-            self.stateful = True
+        self.stateful |= bool(value)
         if name == "foreign_keys" and value:
             self.wanted = value in ("on", "yes", "true") or value.isdecimal() and int(value) > 0
         elif name == "writable_schema":
@@ -683,8 +1488,7 @@ class _Watch:
         elif name == "synchronous" and value:
             return sqlite3.SQLITE_IGNORE  # would fail, and matters to this connection only
         elif (name == "wal_checkpoint" or name == "journal_mode" and value) and not self.own:
-            self.misfit = f"PRAGMA {name} in the middle of the script"
-            return sqlite3.SQLITE_DENY
+            return self._deny(f"PRAGMA {name} in the middle of the script")
         return sqlite3.SQLITE_OK
 
 
@@ -707,24 +1511,22 @@ class _References:
         """Return those in which what the script did can have left one dangling."""
         gone = watch.dropped | watch.altered
         if gone or watch.everything:
-            self._parents = None
-        elif not watch.touched:
-            self._parents = None if watch.created else self._parents
-            return ()
+            self._parents = None  # to be read anew
         elif self._parents is not None:
             for table in watch.created:
-                parents = {parent for parent, in self._connection.execute(
-                    SELECT_PARENTS, (table,))}
+                parents = {p for p, in self._connection.execute(SELECT_PARENTS, (table,))}
                 if parents:
                     self._parents[table] = parents
+        if not (watch.touched or gone or watch.everything):
+            return ()
         tables = self.tables()
-        if watch.everything or watch.altered and self._gone(watch.altered | watch.touched):
+        if watch.everything or watch.altered and self._renamed(watch.altered | watch.touched):
             return tables
-        parents = watch.touched - watch.created | gone
-        return [child for child, its in tables.items()
-                if child in watch.touched or child in watch.altered or its & parents]
+        threatened = watch.touched - watch.created | gone
+        return [child for child, parents in tables.items()
+                if child in watch.touched or child in watch.altered or parents & threatened]
 
-    def _gone(self, names: set[str]) -> bool:
+    def _renamed(self, names: set[str]) -> bool:
         there = {name for name, in self._connection.execute(
             "SELECT lower(name) FROM sqlite_master")}
         return not names <= there
@@ -737,64 +1539,71 @@ def _dangling(connection: sqlite3.Connection, tables: Iterable[str]) -> Dangling
         try:
             for parent, row in connection.execute(SELECT_DANGLING, (table,)):
                 found.setdefault((table, parent), []).append(row)
-        except sqlite3.OperationalError as error:
+        except connection.OperationalError as error:
             if "foreign key mismatch" not in str(error):
                 raise  # else the parent has no such key: SQLite itself cannot check this
     return found
 
 
 def _newly_dangling(before: Dangling, after: Dangling, rebuilt: Container[str] | None,
-                    ) -> list[tuple[str, str, Any, int]]:
-    """Return (table, parent, one row, number of rows) for what dangles only after.
+                    ) -> list[tuple[tuple[str, str], Any, int]]:
+    """Return ((table, parent), a row, number of rows) for what dangles only after.
 
     In a table that was rebuilt the rows may have other numbers, so there the count
     decides; None stands for all tables.
     """
     found = []
-    for (table, parent), rows in after.items():
-        old = before.get((table, parent), [])
-        new = sorted(set(rows) - set(old), key=str) or rows
-        counted = rebuilt is None or table in rebuilt or None in rows
-        number = len(rows) - len(old) if counted else len(set(rows) - set(old))
+    for key, rows in after.items():
+        old = set(before.get(key, ()))
+        new = [row for row in rows if row not in old] or rows
+        counted = rebuilt is None or key[0] in rebuilt or None in rows
+        number = len(rows) - len(before.get(key, ())) if counted else len(set(rows) - old)
         if number > 0:
-            found.append((table, parent, new[0], number))
+            found.append((key, new[0], number))
     return found
 
 
 # ------------------------------------------------------------------ the database file
 
 
-class _Wait:
-    """One wait for somebody else: tells of it once, and gives up when the time is up."""
+class _closing:
+    """Close a connection in the end, which rolls back what was not committed."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def __enter__(self) -> sqlite3.Connection:
+        return self.connection
+
+    def __exit__(self, *details: object) -> None:
+        self.connection.close()
+
+
+class _Explained:
+    """Turn errors of SQLite and of the system into MigrationError."""
 
     def __init__(self, database: _Database) -> None:
-        self._database = database
-        self._since = time.monotonic()
-        self._told = False
+        self.database = database
 
-    def check(self, whom: str) -> None:
-        """Raise MigrationError if the time is up."""
-        database, waited = self._database, time.monotonic() - self._since
-        if waited >= database.timeout:
-            raise MigrationError(
-                f"database is locked: {database.given} is held by {whom}, for longer than "
-                f"{database.timeout:g} s. Nothing was changed. Run this again when that is "
-                "done, or wait longer with --timeout.")
-        if waited > 0.5 and not self._told:
-            self._told = True
-            database.report.warn(f"waiting up to {database.timeout:g} s: {database.given} is "
-                                 f"held by {whom}")
+    def __enter__(self) -> None:
+        pass
 
-
-SOMEBODY = "another process"
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, self.database.errors) and str(error) == "interrupted":
+            raise KeyboardInterrupt from None
+        if isinstance(error, MigrationError) or not isinstance(
+                error, self.database.errors + (OSError, ValueError)):
+            return
+        raise self.database.explain(error) from error
 
 
 class _Database:
-    """A database file: how it is opened, locked, copied, put back."""
+    """A database file: how it is opened, locked and copied."""
 
     def __init__(self, path: StrPath, timeout: float = 30.0,
                  connect: Connect = sqlite3.connect, report: _Report | None = None) -> None:
-        self.given = os.fsdecode(path)
+        self.given = os.fsdecode(path)  # as scripts get it
+        self.shown = self.given  # as messages name it
         if not self.given or "\0" in self.given:
             raise MigrationError(f"{self.given!r} is not the path of a database")
         self.path = os.path.abspath(self.given)  # so that SQLite never takes it for a URI
@@ -802,19 +1611,14 @@ class _Database:
         self.connect = connect
         self.report = report or _Report()
         self.errors: tuple[type[Exception], ...] = (sqlite3.Error,)
-        self._lock = -1
+        self.snapshot = _Snapshot(self)
 
-    @property
-    def snapshot(self) -> str:
-        """The snapshot's path: beside the file itself, whatever link led there."""
-        return os.path.realpath(self.path) + "-snapshot"
-
-    def open(self, path: str | None = None) -> sqlite3.Connection:
-        """Connect to the database, or to a copy of it; no transaction is begun but by us."""
+    def open(self, path: str = "") -> sqlite3.Connection:
+        """Connect to the database, or to a copy of it; only we begin transactions."""
         connection = self.connect(path or self.path)
-        self.errors = (sqlite3.Error, connection.Error)  # a driver's own, as SQLCipher's
+        self.errors = (sqlite3.Error, connection.Error)  # a driver may have its own
         if getattr(connection, "autocommit", -1) != -1:
-            connection.autocommit = -1  # type: ignore[attr-defined] # LEGACY_TRANSACTION_CONTROL
+            connection.autocommit = -1  # LEGACY_TRANSACTION_CONTROL
         connection.isolation_level = None
         connection.row_factory = None
         connection.execute("PRAGMA busy_timeout = 100")
@@ -823,149 +1627,89 @@ class _Database:
 
     def look(self, also: Reader = lambda connection, version: None) -> tuple[int, Any]:
         """Return the version, and what `also` reads; nothing is written, and nothing held
-        that a writer would wait for."""
+        that a writer would wait for.
+
+        Raises: as get_db_version().
+        """
         self.must_exist()
-        wait = _Wait(self)
-        while True:
-            connection = None
-            try:
-                connection = self.open()
-                version = _read_version(connection, self.given)
-                return version, also(connection, version)
-            except self.errors as error:
-                if "unable to open" in str(error) or "readonly" in str(error):
-                    return self._look_immutable(also, error)
-                if not _is_locked(error):
-                    raise self.explain(error) from error
-            finally:
-                if connection:
-                    connection.close()
-            wait.check(SOMEBODY)
+        try:
+            found: tuple[int, Any] = self.patiently(lambda: self._look(self.open(), also))
+            return found
+        except self.errors as error:
+            if "readonly" in str(error) or "unable to open" in str(error):
+                return self._look_immutable(also, error)
+            raise self.explain(error) from error
+
+    def _look(self, connection: sqlite3.Connection, also: Reader) -> tuple[int, Any]:
+        with _closing(connection):
+            version = _read_version(connection, self.shown)
+            return version, also(connection, version)
 
     def _look_immutable(self, also: Reader, error: Exception) -> tuple[int, Any]:
-        """Look at a database in WAL mode in a directory in which nobody can write: SQLite
-        opens that only when told that nobody does. Its log must be empty, so not there."""
-        folder = os.path.dirname(os.path.realpath(self.path))
-        if (self.connect is not sqlite3.connect or os.access(folder, os.W_OK)
-                or os.path.exists(os.path.realpath(self.path) + "-wal")):
+        """Look at a database in WAL mode where nobody can write, as SQLite does it only when
+        told that nobody will. Its log must be empty, and so not there."""
+        real = os.path.realpath(self.path)
+        if (self.connect is not sqlite3.connect or os.access(os.path.dirname(real), os.W_OK)
+                or os.path.exists(real + "-wal")):
             raise self.explain(error) from error
         from pathlib import Path
-        connection = sqlite3.connect(Path(self.path).as_uri() + "?immutable=1", uri=True)
-        try:
-            version = _read_version(connection, self.given)
-            return version, also(connection, version)
-        except self.errors as second:
-            raise self.explain(second) from second
-        finally:
-            connection.close()
+        with self.explained():
+            uri = Path(self.path).as_uri() + "?immutable=1"
+            return self._look(sqlite3.connect(uri, uri=True), also)
 
     def must_exist(self) -> None:
         """Raise FileNotFoundError if there is no file, so that SQLite creates none."""
-        if not os.path.exists(self.path):
-            raise FileNotFoundError(
-                f"there is no database {self.given}. Create it with --createdb, or name "
-                "another one with --db.")
         if os.path.isdir(self.path):
-            raise MigrationError(f"{self.given} is a directory, not a database. Name the "
+            raise MigrationError(f"{self.shown} is a directory, not a database. Name the "
                                  "database file with --db.")
+        if not os.path.exists(self.path):
+            raise FileNotFoundError(f"there is no database {self.shown}. Create it with "
+                                    "--createdb, or name another one with --db.")
+
+    # -------------------------------------------------------------- errors and waiting
+
+    def explained(self) -> _Explained:
+        return _Explained(self)
+
+    def meaning(self, text: str) -> tuple[str, str] | None:
+        """Return what an error of SQLite's means and what to do, None if it is in the SQL."""
+        for sign, (meaning, remedy) in SQLITE_ERRORS.items():
+            if sign in text:
+                return meaning.format(db=self.shown, text=text), remedy
+        return None
 
     def explain(self, error: BaseException) -> MigrationError:
         """Return an error of SQLite's, or of the system's, as one of ours."""
         if isinstance(error, MigrationError):
             return error
-        text = str(error)
-        if isinstance(error, OSError):
-            what = error.strerror or text
-            text = f"{error.filename}: {what}" if error.filename else text
-            return MigrationError(text)
-        for sign, meaning in SQLITE_ERRORS.items():
-            if sign in text:
-                return MigrationError(meaning.format(db=self.given, text=text))
-        return MigrationError(f"{self.given}: {text}")
+        if isinstance(error, OSError) and error.filename:
+            return MigrationError(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        meaning = self.meaning(str(error)) if isinstance(error, self.errors) else None
+        if meaning:
+            return MigrationError(f"{meaning[0]}. Nothing was changed. {meaning[1]}, then run "
+                                  "this again.")
+        return MigrationError(str(error) if isinstance(error, (OSError, ValueError))
+                              else f"{self.shown}: {error}")
 
-    # -------------------------------------------------------------- creating
-
-    def create(self) -> None:
-        """Create the database at version 0, unless somebody else is faster."""
-        folder = os.path.dirname(self.path)
-        new = f"{self.path}-new-{os.getpid()}-{id(self)}"
-        try:
-            os.makedirs(folder, exist_ok=True)
+    def patiently(self, act: Callable[[], Any]) -> Any:
+        """Return what `act` returns, trying again for as long as the database is locked and
+        there is time to wait."""
+        wait = _Wait(self)
+        while True:
             try:
-                connection = self.open(new)
-                try:
-                    connection.execute("BEGIN IMMEDIATE")
-                    connection.execute(CREATE_META)
-                    connection.execute(INSERT_META, (0,))
-                    connection.execute("COMMIT")
-                finally:
-                    connection.close()
-                if os.name == "nt":
-                    os.rename(new, self.path)  # fails there if the name is taken
-                else:
-                    os.link(new, self.path)
-                    _sync(folder)
-            finally:
-                _remove(new, new + "-journal")
-        except FileExistsError:
-            if not os.path.exists(self.path):
-                raise MigrationError(f"cannot create {self.given}: it is a link to nothing, or "
-                                     "lies in something that is no directory") from None
-        except self.errors + (OSError,) as error:
-            raise MigrationError(f"cannot create the database {self.given}: "
-                                 f"{self.explain(error)}") from error
-
-    def set_version(self, version: int) -> None:
-        """Set the version by hand; what lies above it is no longer recorded as applied."""
-        self.must_exist()
-        connection = self.writing()
-        try:
-            trouble: sqlite3.Error | None = None
-            try:
-                _read_version(connection, self.given)
-            except UnversionedError:
-                connection.execute(CREATE_META)
-            except MigrationError as error:
-                trouble = error  # a row that is missing or wrong can be set right
-            try:
-                connection.execute(INSERT_META, (version,))
-                _read_version(connection, self.given)
+                return act()
             except self.errors as error:
-                raise trouble or error from None
-            if _has_history(connection):
-                connection.execute(DELETE_HISTORY, (version,))
-            self.commit(connection)
-        except self.errors as error:
-            raise self.explain(error) from error
-        finally:
-            connection.close()
-
-    # -------------------------------------------------------------- locking
+                if not _is_locked(error) or not wait.goes_on("another process"):
+                    raise
 
     def begin(self, connection: sqlite3.Connection) -> None:
         """Begin a transaction that holds the write lock from its first moment. (One that
         asks for it later fails at once if another process has written meanwhile.)"""
-        wait = _Wait(self)
-        while True:
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                return
-            except self.errors as error:
-                if not _is_locked(error):
-                    raise self.explain(error) from error
-            wait.check(SOMEBODY)
+        self.patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
 
     def commit(self, connection: sqlite3.Connection) -> None:
-        """Commit, waiting for readers."""
-        wait = _Wait(self)
-        while True:
-            try:
-                connection.execute("COMMIT")
-                return
-            except self.errors as error:
-                if not _is_locked(error):
-                    raise
-            wait.check("a reader")
+        """Commit, when those who read have done so."""
+        self.patiently(lambda: connection.execute("COMMIT"))
 
     def writing(self) -> sqlite3.Connection:
         """Return a new connection that holds the write lock, after the work of any runner
@@ -975,242 +1719,299 @@ class _Database:
             connection = self.open()
             try:
                 self.begin(connection)
-                if not self.interrupted():
+                if not self.snapshot.exists():
                     return connection
                 try:
-                    version = _read_version(connection, self.given)
+                    version = _read_version(connection, self.shown)
                 except MigrationError:
-                    version = -1  # the script that was cut off may have taken `_meta` away
-                if self._judge(version):
+                    version = -1  # the script that was cut off may have taken it away
+                if self.snapshot.clear(version):
                     return connection
             except BaseException:
-                self.release()
+                self.snapshot.release()
                 connection.close()
                 raise
             connection.close()
-            if self._lock >= 0:
-                self._recover()
+            if self.snapshot.lock >= 0:
+                self.snapshot.recover()
                 continue
             if version != waited_at:
                 wait, waited_at = _Wait(self), version  # it gets on: wait afresh
-            wait.check(self._holder())
+            holder = self.snapshot.holder()
+            if not wait.goes_on(holder):
+                raise MigrationError(
+                    f"database is locked: {holder} has held {self.shown} for more than "
+                    f"{self.timeout:g} s. Nothing was changed. Wait for that, or wait longer "
+                    "with --timeout, then run this again.")
             time.sleep(POLL_SECONDS)
 
-    def interrupted(self) -> bool:
-        """Return whether a runner is, or died, in the middle of a script of its own."""
-        return os.path.exists(self.snapshot) or os.path.exists(self.snapshot + "-lock")
+    # -------------------------------------------------------------- changing by hand
 
-    def _judge(self, version: int) -> bool:
-        """Return whether the way is free. Else a runner or its script holds the snapshot or,
-        where nobody does, we do so now, and it must be put back. We hold the write lock."""
-        if not self._take_lock():
-            return False
-        if os.path.exists(self.snapshot):
-            if self._snapshot_version() >= version:
-                return False
-            # else the script had finished, and only the removal was missing
-        else:
-            _, name, copied = self._read_lock()
-            leads_to = extract_version_from_filename(name) or 0
-            if not copied and leads_to > version:
-                self.report.warn(
-                    f"{name} was cut off in an earlier run that made no snapshot: {self.given} "
-                    "may hold a part of what it did. It is run again now.")
-        self._drop_snapshot()
-        return True
+    def create(self) -> None:
+        """Create the database at version 0, unless somebody else is faster."""
+        real = os.path.realpath(self.path)
+        new = f"{real}-new-{os.getpid()}-{id(self)}"
+        with self.explained():
+            os.makedirs(os.path.dirname(real), exist_ok=True)
+            try:
+                with _closing(self.open(new)) as connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    connection.execute(CREATE_META)
+                    connection.execute(INSERT_META, (0,))
+                    connection.execute("COMMIT")
+                _place(new, real)
+                _sync(os.path.dirname(real))
+            finally:
+                _remove(new, new + "-journal")
 
-    # The lock is not on the snapshot itself: on macOS and the BSDs an flock() keeps
-    # SQLite, whose locks are fcntl()'s, from reading the file, in the same process too.
+    def set_version(self, version: int) -> None:
+        """Set the version by hand; what lies above it is no longer recorded as applied."""
+        self.must_exist()
+        with self.explained(), _closing(self.writing()) as connection:
+            trouble: Exception | None = None
+            try:
+                _read_version(connection, self.shown)
+            except UnversionedError:
+                connection.execute(CREATE_META)
+            except MigrationError as error:
+                trouble = error  # a row that is missing or wrong can be set right
+            try:
+                connection.execute(INSERT_META, (version,))
+                _read_version(connection, self.shown)
+            except self.errors as error:
+                raise trouble or error from None
+            if connection.execute(HAS_HISTORY).fetchone():
+                connection.execute(DELETE_HISTORY, (version + 1, MAX_VERSION))
+            self.commit(connection)
 
-    def _take_lock(self) -> bool:
-        path = self.snapshot + "-lock"
-        if not os.path.exists(path):
-            _create_private(path, self.path)
-        self._lock = _try_lock(path)
-        return self._lock >= 0
+    def restore(self, backup: str) -> None:
+        """Copy a backup over the database, once it is proved sound."""
+        source = _Database(backup, self.timeout, self.connect, self.report)
+        if not os.path.exists(source.path):
+            raise FileNotFoundError(f"there is no backup {backup}. Nothing was changed.")
+        source.look(_prove_sound)
+        with self.explained():
+            try:
+                if not os.path.exists(self.path):
+                    os.makedirs(os.path.dirname(self.path), exist_ok=True)
+                    _create_private(self.path, source.path)
+                if self.snapshot.exists() and not self.snapshot.take_lock():
+                    raise MigrationError(f"{self.snapshot.holder()} holds {self.shown}. Nothing "
+                                         "was changed. Run this again when that is done.")
+                if os.path.getsize(self.path):
+                    self._keep()
+                self.copy(source.path, self.path, "restore")
+                self.snapshot.remove()  # of a runner that died: it is not to come back
+            finally:
+                self.snapshot.release()
 
-    def _read_lock(self) -> tuple[str, str, bool]:
-        """Return process id, script name, and whether there is a snapshot."""
+    def _keep(self) -> None:
+        """Back up what is about to be overwritten; where it is too damaged for that, make
+        way. (Truncating by name opens no descriptor, whose closing would drop locks.)"""
         try:
-            with open(self.snapshot + "-lock", encoding="utf-8", errors="replace") as file:
-                pid, name, copied = file.read().split("\n")[:3]
-            return pid, name, copied == "snapshot"
-        except (OSError, ValueError):
-            return "", "", True  # it died before it could write it, or has just ended
-
-    def _holder(self) -> str:
-        pid, name, _ = self._read_lock()
-        return f"process {pid}, which runs {name}" if pid else SOMEBODY
+            self.report.result(f"What {self.shown} held is kept in {self.back_up()}")
+        except MigrationError as error:
+            if not any(sign in str(error.__cause__) for sign in ("not a database", "malformed")):
+                raise
+            self.report.warn(f"{self.shown} is damaged: no backup was made of it")
+            os.truncate(self.path, 0)
+            _remove(self.path + "-journal", self.path + "-wal", self.path + "-shm")
 
     # -------------------------------------------------------------- copies
-
-    def take_snapshot(self, name: str, copied: bool) -> int:
-        """Copy the database to its snapshot and take that's lock; return the lock's file
-        descriptor, which the script inherits. The write lock is held.
-
-        Args:
-            name: the script's.
-            copied: whether there is to be a copy; else there is only the lock.
-        """
-        new = self.snapshot + "-new"
-        _remove(new)  # left by a runner that died at this
-        try:
-            if not self._take_lock():
-                raise MigrationError(f"cannot lock {self.snapshot}-lock")
-            os.ftruncate(self._lock, 0)
-            os.write(self._lock, f"{os.getpid()}\n{name}\n{'snapshot' if copied else ''}\n"
-                     .encode(errors="replace"))
-            if copied:
-                _create_private(new, self.path)
-                self.copy(self.path, new, "snapshot")
-                _sync(new)
-                os.replace(new, self.snapshot)
-                _sync(os.path.dirname(new))
-        except BaseException:
-            self._drop_snapshot()
-            raise
-        return self._lock
-
-    def put_back(self) -> None:
-        """Make the database what it was when the snapshot was taken, and drop that."""
-        self.copy(self.snapshot, self.path, "putting back")
-        self.drop_snapshot()
-
-    def drop_snapshot(self) -> None:
-        """Remove the snapshot and its lock, as all who judge them do: with the write lock."""
-        connection = self.open()
-        try:
-            self.begin(connection)
-            self._drop_snapshot()
-        finally:
-            connection.close()
-
-    def _drop_snapshot(self) -> None:
-        _remove(*(self.snapshot + end for end in ("", "-new", "-wal", "-shm", "-journal")))
-        self.release()  # Windows removes no open file
-        _remove(self.snapshot + "-lock")
-
-    def release(self) -> None:
-        """Give up the snapshot's lock; the snapshot stays."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
-
-    def _recover(self) -> None:
-        """Put back the snapshot of a runner that died; keep what it left as a backup."""
-        try:
-            kept = self.back_up()
-            self.put_back()
-        finally:
-            self.release()
-        self.report.warn(
-            f"an earlier run died while a script was running. {self.given} was put back to "
-            f"where it stood before that script; what was there is kept in {kept}, which you "
-            "may delete.")
-
-    def in_snapshot(self, read: Callable[[sqlite3.Connection], Any]) -> Any:
-        """Return what `read` returns for the snapshot."""
-        connection = self.open(self.snapshot)
-        try:
-            return read(connection)
-        finally:
-            connection.close()
-
-    def _snapshot_version(self) -> int:
-        try:
-            return int(self.in_snapshot(lambda copy: _read_version(copy, self.snapshot)))
-        except self.errors as error:
-            raise MigrationError(
-                f"{self.snapshot} is not a snapshot that fastmigrate made ({error}). Nothing "
-                "was changed. Move it out of the way, then run this again.") from error
 
     def back_up(self) -> str:
         """Copy the database to a backup beside it, named by the time; return its path."""
         self.must_exist()
         now = int(time.time())
-        while True:
-            stamp = time.strftime("%Y%m%d_%H%M%S", time.localtime(now))
-            path = f"{self.path}.{stamp}.backup"
-            try:
-                _create_private(path, self.path)
-                break
-            except FileExistsError:
-                now += 1  # two in one second: this one takes the next
-            except OSError as error:
-                raise MigrationError(f"cannot make the backup {path}: {error.strerror}. "
-                                     "Nothing was changed.") from error
+        path = ""
         try:
+            while True:
+                end = time.strftime(".%Y%m%d_%H%M%S.backup", time.localtime(now))
+                try:
+                    _create_private(self.path + end, self.path)
+                    break
+                except FileExistsError:
+                    now += 1  # two in one second: this one takes the next
+            path = self.path + end
             self.copy(self.path, path, "backup")
             _sync(path)
             _sync(os.path.dirname(path))
         except BaseException as error:
-            _remove(path)
-            if isinstance(error, (*self.errors, OSError)):
-                raise MigrationError(f"cannot make the backup {path}: {self.explain(error)} "
-                                     "Nothing was changed.") from error
+            if path:
+                _remove(path)
+            if isinstance(error, self.errors + (OSError,)):
+                raise MigrationError(f"no backup of {self.shown} could be made: "
+                                     f"{self.explain(error)}") from error
             raise
-        return self.given + path[len(self.path):]
+        return self.given + end
 
     def copy(self, source: str, target: str, doing: str) -> None:
         """Copy one state of a database over another, in one transaction of that."""
         wait = _Wait(self)
 
         def step(status: int, remaining: int, total: int) -> None:
-            if status in (sqlite3.SQLITE_OK, SQLITE_DONE):
-                done = 100 * (total - remaining) // (total or 1)
-                self.report.progress(lambda: f"{doing}: {done} % of {total} pages")
-            else:
-                wait.check(SOMEBODY)
+            copied = status in (sqlite3.SQLITE_OK, SQLITE_DONE)
+            if not copied and not wait.goes_on("another process"):
+                raise sqlite3.OperationalError("database is locked")
+            self.report.progress(
+                lambda: f"{doing}: {100 * (total - remaining) // (total or 1)} % of {total} pages")
 
-        opened = []
-        try:
-            for path in (source, target):
-                opened.append(self.open(path))
+        with _closing(self.open(source)) as old, _closing(self.open(target)) as new:
             if target != self.path:  # a new file: nothing to roll back to
-                opened[1].execute("PRAGMA journal_mode = OFF")
-                opened[1].execute("PRAGMA synchronous = OFF")  # it is synced when complete
-            else:
-                self._restore_journal_mode(*opened)
-            opened[0].execute("BEGIN")  # one state from here on, whoever writes meanwhile
-            opened[0].execute("SELECT 1 FROM sqlite_master").fetchone()
-            opened[0].backup(opened[1], pages=BACKUP_PAGES, progress=step, sleep=POLL_SECONDS)
+                new.execute("PRAGMA journal_mode = OFF")
+                new.execute("PRAGMA synchronous = OFF")  # it is synced when it is complete
+            elif _journal_mode(new) == "wal" != _journal_mode(old):
+                try:
+                    new.execute("PRAGMA journal_mode = DELETE")  # a copy would not change that
+                except self.errors as error:
+                    if not _is_locked(error):
+                        raise
+            old.execute("BEGIN")  # one state from here on, whoever writes meanwhile
+            self.patiently(lambda: old.execute("SELECT 1 FROM sqlite_master").fetchone())
+            old.backup(new, pages=BACKUP_PAGES, progress=step, sleep=POLL_SECONDS)
+        self.report.done()
+
+
+class _Wait:
+    """One wait for somebody else: tells of it once, and knows when the time is up."""
+
+    def __init__(self, database: _Database) -> None:
+        self._database = database
+        self._since = time.monotonic()
+        self._told = False
+
+    def goes_on(self, whom: str) -> bool:
+        database, waited = self._database, time.monotonic() - self._since
+        if waited > 0.5 and not self._told and waited < database.timeout:
+            self._told = True
+            database.report.warn(f"waiting up to {database.timeout:g} s: {whom} holds "
+                                 f"{database.shown}")
+        return waited < database.timeout
+
+
+class _Snapshot:
+    """The copy of a database that is put back if a script on its own fails, and its lock.
+
+    Both are made, judged and removed only by who has the write lock of the database, so no
+    one waits for a file that is gone. A script inherits the lock: it outlives a runner
+    that was killed. (The lock has a file of its own, for on macOS and the BSDs an flock()
+    on the copy would keep SQLite, whose locks are fcntl()'s, from reading it.)
+    """
+
+    def __init__(self, database: _Database) -> None:
+        self._database = database
+        self.path = os.path.realpath(database.path) + "-snapshot"
+        self._lock_path = self.path + "-lock"
+        self.lock = -1  # the descriptor, where we hold it
+
+    def exists(self) -> bool:
+        """Return whether a runner is, or died, in the middle of a script on its own."""
+        return os.path.exists(self._lock_path) or os.path.exists(self.path)
+
+    def take(self, name: str, copied: bool) -> None:
+        """Take the lock for a script and, unless there is to be no copy, make that."""
+        new = self.path + "-new"
+        try:
+            if not self.take_lock():
+                raise OSError(11, "somebody holds the lock", self._lock_path)
+            os.write(self.lock, f"{os.getpid()}\n{name}\n{'copied' if copied else ''}\n"
+                     .encode(errors="replace"))
+            if copied:
+                _create_private(new, self._database.path)
+                self._database.copy(self._database.path, new, "snapshot")
+                _sync(new)
+                os.replace(new, self.path)
+                _sync(os.path.dirname(new))
+        except BaseException:
+            self.remove()
+            raise
+
+    def take_lock(self) -> bool:
+        if not os.path.exists(self._lock_path):
+            _create_private(self._lock_path, self._database.path)
+        self.lock = _try_lock(self._lock_path)
+        return self.lock >= 0
+
+    def release(self) -> None:
+        if self.lock >= 0:
+            os.close(self.lock)
+            self.lock = -1
+
+    def remove(self) -> None:
+        """Remove the copy and the lock; the write lock is held, or the lock."""
+        _remove(*(self.path + end for end in ("", "-new", "-wal", "-shm", "-journal")))
+        self.release()  # Windows removes no open file
+        _remove(self._lock_path)
+
+    def drop(self) -> None:
+        """Remove the copy and the lock."""
+        with _closing(self._database.open()) as connection:
+            self._database.begin(connection)
+            self.remove()
+
+    def put_back(self) -> None:
+        """Make the database what it was when the copy was made; remove that."""
+        self._database.copy(self.path, self._database.path, "putting back")
+        self.drop()
+
+    def clear(self, version: int) -> bool:
+        """Return whether the way is free. Else a runner or its script holds the lock or,
+        where nobody did, we do now, and must recover(). We hold the write lock."""
+        if not self.take_lock():
+            return False
+        if os.path.exists(self.path):
+            if self._version() >= version:
+                return False
+            # else the script had finished, and only the removal was missing
+        else:
+            _, name, copied = self._note()
+            if not copied and (extract_version_from_filename(name) or 0) > version:
+                self._database.report.warn(
+                    f"{name} was cut off in a run without a snapshot: {self._database.shown} "
+                    "may hold a part of what it did. It is run again now.")
+        self.remove()
+        return True
+
+    def recover(self) -> None:
+        """Put back the copy of a runner that died; keep what it left as a backup."""
+        try:
+            kept = self._database.back_up()
+            self.put_back()
         finally:
-            for connection in opened:
-                connection.close()
-            self.report.done()
+            self.release()
+        self._database.report.warn(
+            f"an earlier run died while a script was running. {self._database.shown} was put "
+            f"back to where it stood before that script. What was there is kept in {kept}, "
+            "which you may delete.")
 
-    def _restore_journal_mode(self, source: sqlite3.Connection,
-                              target: sqlite3.Connection) -> None:
-        """Leave WAL mode where the script entered it: the copy would keep that."""
-        modes = [c.execute("PRAGMA journal_mode").fetchone()[0] for c in (source, target)]
-        if modes[1] == "wal" != modes[0]:
-            try:
-                target.execute("PRAGMA journal_mode = DELETE")
-            except self.errors as error:
-                if not _is_locked(error):
-                    raise
+    def read(self, what: Callable[[sqlite3.Connection], Any]) -> Any:
+        with _closing(self._database.open(self.path)) as copy:
+            return what(copy)
 
+    def _version(self) -> int:
+        try:
+            return int(self.read(lambda copy: _read_version(copy, self.path)))
+        except self._database.errors as error:
+            raise MigrationError(
+                f"{self.path} is not a snapshot that fastmigrate made: {error}\nNothing was "
+                "changed. Move it out of the way, then run this again.") from error
 
-SQLITE_DONE = 101
-SQLITE_ERRORS = {  # what SQLite says, and what that means to a person
-    "locked": "{db}: {text}: another process holds it. Nothing was changed. Run this again "
-              "when that is done, or wait longer with --timeout.",
-    "not a database": "{db} is not a database, or is encrypted ({text}). Name the database "
-                      "file with --db.",
-    "malformed": "{db} is damaged ({text}). Restore a backup of it.",
-    "readonly": "{db} is read-only ({text}), and there is something to write. Make the file "
-                "and its directory writable for this user.",
-    "unable to open": "cannot open {db} ({text}). This user must be able to read the file, "
-                      "and to write it and its directory.",
-    "is full": "no room is left on the disk or below a limit of file sizes ({text}: {db}). "
-               "Make room, then run this again.",
-    "disk I/O error": "the file system failed for {db} ({text}). See that there is room and "
-                      "that the disk is sound, then run this again.",
-}
+    def _note(self) -> tuple[str, str, bool]:
+        """Return process, script, and whether there is to be a copy."""
+        try:
+            with open(self._lock_path, encoding="utf-8", errors="replace") as file:
+                process, name, copied = file.read().split("\n")[:3]
+            return process, name, bool(copied)
+        except (OSError, ValueError):
+            return "", "", True  # it died before it could write it, or has just ended
+
+    def holder(self) -> str:
+        process, name, _ = self._note()
+        return f"process {process}, which runs {name}," if process else "another process"
 
 
 def _is_locked(error: Exception) -> bool:
-    return "locked" in str(error) or "locking protocol" in str(error)
+    return "is locked" in str(error) or "locking protocol" in str(error)
 
 
 def _read_version(connection: sqlite3.Connection, name: str) -> int:
@@ -1224,35 +2025,21 @@ def _read_version(connection: sqlite3.Connection, name: str) -> int:
                 "--enroll, or with --set-version if you know its version.") from None
         if "no such column" in str(error):
             raise MigrationError(
-                f"{name}: the table _meta is not fastmigrate's ({error}). Rename it: "
-                "fastmigrate keeps the version of the database in a table of this name."
-            ) from None
+                f"{name} has a table _meta that is not fastmigrate's ({error}). Rename it: "
+                "the version of the database is kept in a table of this name.") from None
         raise
     if len(rows) == 1 and rows[0][0] == 1 and type(rows[0][1]) is int and rows[0][1] >= 0:
         return int(rows[0][1])
     held = ", ".join(repr(row) for row in rows) or "no row"
     raise MigrationError(
-        f"{name}: the table _meta is damaged: it must hold one row, (1, version), and holds "
+        f"{name} has a damaged table _meta: it must hold one row, (1, version), and holds "
         f"{held}. Set the version with --set-version if you know it.")
 
 
-def _history(connection: sqlite3.Connection, version: int, names: dict[int, str],
-             edits: bool) -> list[Applied] | None:
-    """Return what the history records up to a version, None where it is not wanted: there
-    is no history, or it has just the scripts there are, and none is to be compared."""
-    if not _has_history(connection):
-        return None
-    if not edits:
-        recorded = {v for v, in connection.execute(SELECT_RECORDED, (version,))}
-        if recorded == {v for v in names if v <= version}:
-            return None
-    return connection.execute(SELECT_HISTORY, (version,)).fetchall()
-
-
-def _has_history(connection: sqlite3.Connection) -> bool:
-    return bool(connection.execute(
-        "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = '_migration_history'"
-    ).fetchone())
+def _prove_sound(connection: sqlite3.Connection, version: int) -> None:
+    found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise sqlite3.DatabaseError(f"malformed: {found}")
 
 
 def _create_private(path: str, like: str) -> None:
@@ -1263,18 +2050,33 @@ def _create_private(path: str, like: str) -> None:
     try:
         if os.name == "posix":
             made = os.fstat(descriptor)
-            if (made.st_uid, made.st_gid) != (status.st_uid, status.st_gid):
-                for owner in (status.st_uid, -1):
-                    try:
-                        os.fchown(descriptor, owner, status.st_gid)
-                        break
-                    except OSError:
-                        pass
-                else:
-                    mode &= ~0o070  # another group is not to read it
+            for owner in (status.st_uid, -1):
+                if (made.st_uid, made.st_gid) == (status.st_uid, status.st_gid):
+                    break
+                try:
+                    os.fchown(descriptor, owner, status.st_gid)
+                    break
+                except OSError:
+                    pass
+            else:
+                mode &= 0o707  # another group is not to read it
             os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)
+
+
+def _place(new: str, path: str) -> None:
+    """Give a new file its name, unless that is taken."""
+    try:
+        if os.name == "nt":
+            os.rename(new, path)  # fails there if the name is taken
+        else:
+            os.link(new, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links, such as exFAT
+        if not os.path.exists(path):
+            os.rename(new, path)
 
 
 def _try_lock(path: str) -> int:
@@ -1297,9 +2099,10 @@ def _try_lock(path: str) -> int:
 
 def _sync(path: str) -> None:
     """Make a file, or the names in a directory, survive a power cut."""
-    if os.name == "nt" and os.path.isdir(path):
+    folder = os.path.isdir(path)
+    if folder and os.name == "nt":
         return  # Windows cannot, and need not
-    descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
@@ -1314,671 +2117,293 @@ def _remove(*paths: str) -> None:
             pass
 
 
-# ------------------------------------------------------------------ the run
+# ------------------------------------------------------------------ schemas
 
 
-class _Again(Exception):
-    """Everything since the last commit is to be undone and tried in another way."""
+class _Scratch:
+    """A database in a temporary directory that goes away in every case."""
 
-
-class _Failed(Exception):
-    """A script failed; what it had done is undone, or is about to be."""
-
-    def __init__(self, script: _Script, what: str, *, line: int | None = None,
-                 statement: str | None = None, remedy: str = "Mend the script",
-                 output: str = "") -> None:
-        super().__init__(what)
-        self.script = script
-        self.what = what
-        self.line = line
-        self.statement = statement
-        self.remedy = remedy
-        self.output = output  # the end of what the script printed
-        self.state = ""
-
-    def error(self, database: str, version: int) -> MigrationError:
-        """Return the error that the caller gets, now that everything has settled."""
-        where = self.script.path if self.line is None else f"{self.script.path}:{self.line}"
-        parts = [f"{where}: {self.what}"]
-        parts += ["    " + line for line in _excerpt(self.statement or "")]
-        parts += ["    " + line for line in self.output.splitlines()]
-        state = self.state or f"Nothing of this script was kept: {database} is at version {version}."
-        parts.append(f"{state} {self.remedy}, then run this again.")
-        return MigrationError("\n".join(parts), path=self.script.path, line=self.line,
-                              statement=self.statement, version=version)
-
-
-def _excerpt(text: str) -> list[str]:
-    lines = [line[:100] + ("..." if len(line) > 100 else "") for line in text.splitlines()]
-    return lines if len(lines) <= 6 else [*lines[:5], f"... ({len(lines) - 5} more lines)"]
-
-
-class _Run:
-    """One run of the pending scripts of a directory on a database."""
-
-    def __init__(self, database: _Database, migrations_dir: StrPath, *, to: int | None = None,
-                 backup: bool = False, snapshot: bool = True) -> None:
-        self.database = database
-        self.report = database.report
-        self.folder = os.fsdecode(migrations_dir)
-        self.to = MAX_VERSION if to is None else to
-        self.backup = backup
-        self.snapshot = snapshot
-        self.applied: list[_Script] = []
-        self._now: _Script | None = None  # the script that is running
-
-    def run(self) -> list[_Script]:
-        """Apply what is pending and return it; raise MigrationError."""
-        try:
-            return self._run()
-        except self.database.errors as error:
-            if str(error) == "interrupted":
-                raise KeyboardInterrupt from None
-            raise self.database.explain(error) from error
-        except (OSError, ValueError) as error:
-            raise MigrationError(str(error)) from error
-
-    def _run(self) -> list[_Script]:
-        names, near = _scan(self.folder)
-        if near:
-            self.report.warn(f"not run, for their names: {', '.join(near)}. "
-                             f"In {self.folder}, {NAMING_RULE}.")
-        database, start = self.database, 0
-        try:
-            start, rows = database.look(lambda connection, version: _history(
-                connection, version, names, edits=any(version < v <= self.to for v in names)))
-            self._check_target(start)
-        except MigrationError:
-            if not database.interrupted():
-                raise
-        else:
-            pending = any(start < version <= self.to for version in names)
-            self._warn_of_drift(start, names, rows or [], pending)
-            if not pending and not database.interrupted():
-                self.report.result(f"{database.given} is up to date at version {start}")
-                return []
-        self._apply([_Script(self.folder, version, names[version])
-                     for version in sorted(names) if version <= self.to])
-        end = self.applied[-1].version if self.applied else database.look()[0]
-        self.report.result(f"{database.given} is at version {end}" + (
-            f", {_plural(len(self.applied), 'migration')} applied" if self.applied else ""))
-        return self.applied
-
-    def _check_target(self, version: int) -> None:
-        if self.to < version:
-            raise MigrationError(
-                f"{self.database.given} is at version {version}, beyond {self.to}: there is no "
-                "way back but a backup. Nothing was changed. See --restore.")
-
-    def _apply(self, scripts: list[_Script]) -> None:
-        """The whole story: take the write lock; see where the database stands, for another
-        process may have been faster; run what comes next, together with its version;
-        commit; go on. What fails is undone and remembered until those before it are in."""
-        database, failed = self.database, None
-        while True:
-            connection = database.writing()
-            try:
-                version = _read_version(connection, database.given)
-                if failed and version >= failed.script.version:
-                    failed = None  # another process brought it in meanwhile
-                pending = [script for script in scripts if script.version > version
-                           and (failed is None or script.version < failed.script.version)]
-                if not pending:
-                    break
-                if self.backup:
-                    self.report.result(f"Backup: {database.back_up()}")
-                    self.backup = False
-                if pending[0].alone:
-                    self._run_alone(connection, version, pending[0])
-                else:
-                    self._run_batch(connection, version, pending)
-            except _Again:
-                pass
-            except _Failed as failure:
-                failed = failure
-            finally:
-                connection.close()  # and undo what is not committed
-                self.report.done()
-        if failed:
-            raise failed.error(database.given, version)
-
-    def _finished(self, scripts: list[_Script]) -> None:
-        """These scripts are committed."""
-        self.applied += scripts
-        for script in scripts:
-            self.report.result(f"Applied {script.name} ({_seconds(script.seconds)})")
-
-    def _record(self, connection: sqlite3.Connection, before: int, script: _Script,
-                recorded: set[int]) -> None:
-        """Write the version and the history, in the transaction of the script."""
-        try:
-            if connection.execute(UPDATE_META, (script.version,)).rowcount != 1:
-                raise sqlite3.OperationalError("its row is gone")
-        except self.database.errors as error:
-            raise _Failed(script, "the script spoils the table _meta, where the version is "
-                          f"kept: {error}") from None
-        # Versions that other means than a run led to are not in the history, and not late.
-        checksum = script.checksum
-        if before and before not in recorded:
-            checksum += f"{AFTER}{before}"
-        connection.execute(INSERT_HISTORY, (script.version, script.name, checksum, time.strftime(
-            "%Y-%m-%dT%H:%M:%SZ", time.gmtime())))
-        recorded.add(script.version)
-
-    # -------------------------------------------------------------- SQL in a transaction
-
-    def _run_batch(self, connection: sqlite3.Connection, version: int,
-                   pending: list[_Script]) -> None:
-        """Run SQL scripts in the transaction that is open, for BATCH_SECONDS, and commit.
-
-        Raises:
-            _Failed: a script failed; those before it are to be run again without it.
-            _Again: a script must be run in another way, which is noted in it.
-        """
-        watch, references = _Watch(), _References(connection)
-        connection.set_authorizer(watch)
-        connection.set_progress_handler(self._tick, TICK_INSTRUCTIONS)
-        connection.execute(CREATE_HISTORY)
-        recorded = {v for v, in connection.execute(SELECT_RECORDED, (MAX_VERSION,))}
-        started, done = time.monotonic(), list[_Script]()
-        mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
-        try:
-            for script in pending:
-                if script.alone or time.monotonic() - started > BATCH_SECONDS:
-                    break
-                self._now, began = script, time.perf_counter()
-                blocks = self._readable(script, _blocks(script))
-                text = next(blocks, (1, ""))[1]
-                directives, pragmas, text = self._open_script(script, text)
-                if "no-transaction" in directives:
-                    script.alone = True
-                if done and (script.alone or pragmas):
-                    break
-                if script.alone:
-                    raise _Again
-                if pragmas:
-                    self._run_pragmas(connection, version, script, pragmas)
-                before = _dangling(connection, references.tables()) if script.measured else {}
-                watch.start(bool(pragmas) and _enforces(connection))
-                self._run_blocks(connection, watch, script, text, blocks)
-                watch.on = False
-                self._check_references(script, directives, before, _dangling(
-                    connection, references.suspects(watch)),
-                    watch.created | watch.dropped | watch.altered)
-                self._record(connection, version, script, recorded)
-                version = script.version
-                script.seconds = time.perf_counter() - began
-                done.append(script)
-                if watch.stateful or pragmas:
-                    break  # the next script gets a fresh connection
-            self._commit(connection, done[-1])
-        except BaseException:
-            self._undo(connection, mode)
-            raise
-        self._finished(done)
-
-    def _commit(self, connection: sqlite3.Connection, script: _Script) -> None:
-        try:
-            self.database.commit(connection)
-        except sqlite3.IntegrityError as error:
-            raise _Failed(script, str(error)) from None
-
-    def _undo(self, connection: sqlite3.Connection, mode: str) -> None:
-        """Roll back, also what a PRAGMA before the transaction did to the file."""
-        connection.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
-        try:
-            if connection.in_transaction:  # else SQLite has rolled back already
-                connection.execute("ROLLBACK")
-            if connection.execute("PRAGMA journal_mode").fetchone()[0] != mode:
-                connection.execute(f"PRAGMA journal_mode = {mode}")
-        except self.database.errors:
-            pass  # the first error is the one to tell; closing rolls back too
-
-    def _readable(self, script: _Script, blocks: Iterator[tuple[int, str]],
-                  ) -> Iterator[tuple[int, str]]:
-        """Yield the blocks; say of a script that cannot be read that it failed."""
-        try:
-            yield from blocks
-        except _Unfit as unfit:
-            raise _Failed(script, f"the script {unfit.what}", line=unfit.line,
-                          remedy=unfit.remedy.rstrip(".")) from None
-        except OSError as error:
-            raise _Failed(script, f"cannot be read: {error.strerror}",
-                          remedy="Make it readable") from None
-
-    def _open_script(self, script: _Script, text: str,
-                     ) -> tuple[frozenset[str], list[tuple[int, str]], str]:
-        """Return the directives of an SQL script, the PRAGMAs that go before its
-        transaction, and the text of its first block without these."""
-        directives: frozenset[str] = frozenset()
-        if "fastmigrate:" in text:
-            try:
-                directives = _directives(script, text[:_skip(text, 0)])
-            except _Unfit as unfit:
-                raise _Failed(script, f"the script {unfit.what}", line=unfit.line,
-                              remedy=unfit.remedy) from None
-        if "no-transaction" in directives:
-            return directives, [], text
-        pragmas, text = _leading_pragmas(text)
-        return directives, pragmas, text
-
-    def _run_pragmas(self, connection: sqlite3.Connection, version: int, script: _Script,
-                     pragmas: list[tuple[int, str]]) -> None:
-        """Leave the transaction for the PRAGMAs that work only outside of one."""
-        connection.execute("ROLLBACK")
-        for line, statement in pragmas:
-            self._execute(connection, script, line, statement)
-        self.database.begin(connection)
-        connection.execute(CREATE_HISTORY)
-        if _read_version(connection, self.database.given) != version:
-            raise _Again  # another process was faster
-
-    def _run_blocks(self, connection: sqlite3.Connection, watch: _Watch, script: _Script,
-                    first: str, blocks: Iterator[tuple[int, str]]) -> None:
-        """Run a script in the open transaction, block by block."""
-        line, text = 1, first
-        while True:
-            careful = script.careful_from is not None and line >= script.careful_from
-            for number, piece in _statements(text, line) if careful else ((line, text),):
-                watch.implicit_commit = True
-                try:
-                    connection.executescript(piece)
-                    if not connection.in_transaction:
-                        raise _Misfit
-                except self.database.errors + (_Misfit,) as error:
-                    self._judge(error, watch, script, number, piece, careful)
-            line, text = next(blocks, (0, ""))
-            if not line:
-                return
-            self._tick()
-
-    def _judge(self, error: Exception, watch: _Watch, script: _Script, line: int, text: str,
-               careful: bool) -> NoReturn:
-        """Raise what follows from an error in a script: it runs again, or has failed."""
-        message = watch.refused or str(error)
-        if message == "interrupted" or (message == "not authorized" and not watch.misfit):
-            raise KeyboardInterrupt from None  # it came while SQLite had the word
-        if not watch.refused and (watch.misfit or isinstance(error, _Misfit)
-                                  or _needs_autocommit(message)):
-            script.alone = True
-            raise _Again from None
-        if not careful:
-            script.careful_from = line  # from this block on, statement by statement
-            raise _Again from None
-        raise self._failure(script, line, text, message) from None
-
-    def _failure(self, script: _Script, line: int, statement: str, message: str) -> _Failed:
-        if statement.startswith("."):
-            message = "a command of the sqlite3 program, not SQL"
-            statement = statement.splitlines()[0]
-        elif not sqlite3.complete_statement(statement) and (
-                "incomplete input" in message or "unrecognized token" in message):
-            message = "the file ends within this statement, or within a quote in it"
-        elif "is full" in message or "disk I/O" in message:
-            message = str(self.database.explain(sqlite3.OperationalError(message)))
-            return _Failed(script, message, line=line, remedy="Make room")
-        return _Failed(script, message, line=line, statement=statement.strip())
-
-    def _check_references(self, script: _Script, directives: frozenset[str], before: Dangling,
-                          after: Dangling, rebuilt: Container[str] | None) -> None:
-        """Refuse references that dangle since this script ran; tolerate older ones."""
-        if not after:
-            return
-        if not script.measured:
-            script.measured = True
-            raise _Again  # run it once more, to tell the new ones from the old
-        new = _newly_dangling(before, after, rebuilt)
-        number = sum(count for *_, count in new)
-        if new and "no-foreign-key-check" not in directives:
-            table, parent, row, _ = new[0]
-            raise _Failed(
-                script, f"leaves {_plural(number, 'reference')} dangling: {table} row {row} "
-                f"refers to a row of {parent} that does not exist",
-                remedy="Mend the script or, if this is meant, begin it with the line "
-                       f"`{'--' if script.sql else '#'} fastmigrate: no-foreign-key-check`")
-        if new:
-            self.report.warn(f"{script.name} leaves {_plural(number, 'reference')} dangling, "
-                             "as its no-foreign-key-check allows")
-        else:
-            total = sum(map(len, after.values()))
-            self.report.warn(f"{self.database.given} has {_plural(total, 'reference')} to rows "
-                             "that do not exist, from before this run; see PRAGMA "
-                             "foreign_key_check")
-
-    # -------------------------------------------------------------- scripts on their own
-
-    def _run_alone(self, connection: sqlite3.Connection, version: int,
-                   script: _Script) -> None:
-        """Run a script that does not fit in a transaction, under a snapshot.
-
-        Raises:
-            _Failed: it failed, and what it did was put back.
-        """
-        database, began = self.database, time.perf_counter()
-        self._now = script
-        directives = self._read_directives(script)
-        # What dangled before can be read from the snapshot, should that be asked.
-        before = None if self.snapshot else _dangling(
-            connection, _References(connection).tables())
-        lock = database.take_snapshot(script.name, self.snapshot)
-        try:
-            connection.close()  # and with it the write lock: the script needs that
-            if script.sql:
-                self._run_statements(script)
-            else:
-                self._run_process(script, lock)
-            self._settle(script, version, directives, before)
-        except BaseException as error:
-            self._give_up(script, version, error)
-            raise
-        database.drop_snapshot()
-        script.seconds = time.perf_counter() - began
-        self._finished([script])
-
-    def _read_directives(self, script: _Script) -> frozenset[str]:
-        try:
-            if script.sql:
-                text = next(self._readable(script, _blocks(script)), (1, ""))[1]
-                return self._open_script(script, text)[0]
-            script.checksum = _checksum(script.path)
-            return _script_directives(script)
-        except _Unfit as unfit:
-            raise _Failed(script, unfit.what, line=unfit.line, remedy=unfit.remedy) from None
-        except OSError as error:
-            raise _Failed(script, f"cannot be read: {error.strerror}",
-                          remedy="Make it readable") from None
-
-    def _settle(self, script: _Script, before: int, directives: frozenset[str],
-                dangled: Dangling | None) -> None:
-        """Write the version that a script which ran on its own has led to."""
-        connection = self.database.open()
-        try:
-            self.database.begin(connection)
-            version = _read_version(connection, self.database.given)
-            if version not in (before, script.version):
-                raise _Failed(script, f"set the version to {version}; it leads from {before} "
-                                      f"to {script.version}")
-            after = _dangling(connection, _References(connection).tables())
-            if after and dangled is None:
-                dangled = self.database.in_snapshot(
-                    lambda copy: _dangling(copy, _References(copy).tables()))
-            script.measured = True
-            self._check_references(script, directives, dangled or {}, after, None)
-            connection.execute(CREATE_HISTORY)
-            recorded = {v for v, in connection.execute(SELECT_RECORDED, (MAX_VERSION,))}
-            self._record(connection, before, script, recorded)
-            self._commit(connection, script)
-        finally:
-            connection.close()
-
-    def _give_up(self, script: _Script, version: int, error: BaseException) -> None:
-        """Put back the snapshot of a script that failed or was interrupted."""
-        database = self.database
-        try:
-            if self.snapshot:
-                database.put_back()
-            else:
-                database.drop_snapshot()
-                left = (f"There was no snapshot: what {script.name} did before it failed is "
-                        f"in {database.given}, which is at version {version}.")
-                if isinstance(error, _Failed):
-                    error.state = left
-                    error.remedy = "Make the database right by hand, or restore a backup"
-                else:
-                    self.report.warn(left)
-        except database.errors + (OSError,) as second:
-            database.release()
-            if not os.path.exists(database.snapshot):
-                raise
-            raise MigrationError(
-                f"{script.path}: {error or 'interrupted'}\n{database.given} could not be put "
-                f"back ({database.explain(second)})\nIt holds what the script left. The snapshot "
-                f"{database.snapshot} is kept: the next run puts it back before anything else.",
-                path=script.path, version=version) from error
-
-    def _run_statements(self, script: _Script) -> None:
-        """Run an SQL script as the sqlite3 program does, each statement by itself."""
-        connection = self.database.open()
-        try:
-            connection.set_progress_handler(self._tick, TICK_INSTRUCTIONS)
-            for line, text in self._readable(script, _blocks(script)):
-                for number, statement in _statements(text, line):
-                    self._execute(connection, script, number, statement)
-            if connection.in_transaction:
-                connection.execute("COMMIT")
-        finally:
-            connection.close()
-
-    def _execute(self, connection: sqlite3.Connection, script: _Script, line: int,
-                 statement: str) -> None:
-        """Execute one statement outside of any transaction of ours."""
-        wait = _Wait(self.database)
-        while True:
-            try:
-                for _ in connection.execute(statement):
-                    pass
-                return
-            except self.database.errors + (sqlite3.Warning,) as error:
-                if str(error) == "interrupted":
-                    raise KeyboardInterrupt from None
-                if not _is_locked(error):
-                    raise self._failure(script, line, statement, str(error)) from None
-            try:
-                wait.check(SOMEBODY)
-            except MigrationError as error:
-                raise _Failed(script, str(error), line=line,
-                              remedy="See what holds the database") from None
-
-    # -------------------------------------------------------------- processes
-
-    def _run_process(self, script: _Script, lock: int) -> None:
-        """Run a .py or .sh script and all that it starts to their end."""
-        import subprocess
+    def __init__(self, connect: Connect) -> None:
         import tempfile
-        command = [*_interpreter(script), self.database.given]
-        environment = {**os.environ, "FASTMIGRATE_VERSION": str(script.version)}
-        alive, held = os.pipe()  # reads as closed when no process of the script's is left
-        os.set_inheritable(held, True)
-        with tempfile.TemporaryFile() as output:
-            if self.report.output:
-                sys.stdout.flush()
-            streams: dict[str, Any] = {}
-            if not self.report.output:
-                streams.update(stdout=output, stderr=output)
-            if os.name == "posix":
-                streams.update(pass_fds=(lock, held), start_new_session=True)
-            try:
-                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment,
-                                           **streams)
-            except OSError as error:
-                os.close(alive)
-                os.close(held)
-                raise _Failed(script, f"cannot run {command[0]}: {error.strerror}",
-                              remedy="Install it, or name another one in the script's first "
-                                     "line") from None
-            os.close(held)
-            try:
-                status = self._wait_for(process)
-                over = status != 0 or self._is_over(script, alive)
-            except BaseException:
-                _end(process)
-                raise
-            finally:
-                os.close(alive)
-            if status == 0 and over:
-                return
-            _end(process)
-            said = _tail(output)
-        raise _Failed(script, _describe(status) if status else "ended, but processes that it "
-                      f"started went on for {self.database.timeout:g} s after it", output=said)
+        self._folder = tempfile.TemporaryDirectory(prefix="fastmigrate-")
+        self._connect = connect
+        self.database = _Database(os.path.join(self._folder.name, "scratch.db"),
+                                  connect=self._open)
+        self.database.shown = "the scratch database"
 
-    def _wait_for(self, process: subprocess.Popen[bytes]) -> int:
-        if not self.report.terminal:
-            return process.wait()
-        import subprocess
-        while True:
-            try:
-                return process.wait(0.5)
-            except subprocess.TimeoutExpired:
-                self._tick()
+    def __enter__(self) -> _Scratch:
+        return self
 
-    def _is_over(self, script: _Script, alive: int) -> bool:
-        """Return whether all processes of a script end within the time to wait."""
-        if os.name != "posix":
-            return True
-        import select
-        if select.select([alive], [], [], min(0.5, self.database.timeout))[0]:
-            return True
-        self.report.warn(f"{script.name} has ended, but not all processes that it started: "
-                         f"waiting for them up to {self.database.timeout:g} s")
-        return bool(select.select([alive], [], [], self.database.timeout)[0])
+    def __exit__(self, *details: object) -> None:
+        self._folder.cleanup()
 
-    def _tick(self) -> None:
-        """Called now and then while SQLite works: a chance for signals, and to show where
-        a run is."""
-        if self._now:
-            name = self._now.name
-            self.report.progress(lambda: f"{name} is running")
+    def _open(self, path: str) -> sqlite3.Connection:
+        connection = self._connect(path)
+        connection.execute("PRAGMA synchronous = OFF")  # nothing here must outlive a power cut
+        return connection
 
-    # -------------------------------------------------------------- drift
+    def replay(self, migrations_dir: StrPath, to: int | None) -> list[_Script]:
+        """Bring the scratch database from where it is to a version."""
+        if not os.path.exists(self.database.path):
+            self.database.create()
+        return _Run(self.database, migrations_dir, to).run()
 
-    def _warn_of_drift(self, version: int, names: dict[int, str], rows: list[Applied],
-                       pending: bool) -> None:
-        """Say where the directory is not what was applied, once for each kind."""
-        database, found = self.database.given, dict[str, list[str]]()
-        for script in _states(self.folder, version, names, rows, edits=pending):
-            found.setdefault(script[2], []).append(script[1])
-        latest = max(names, default=0)
-        if version > latest:
-            found.pop("missing", None)  # those that are not there yet
-            self.report.warn(
-                f"{database} is at version {version}, newer than the scripts in {self.folder}, "
-                f"which end at {latest}: this may be an old release of the application.")
-        for state, text in DRIFT.items():
-            if state in found:
-                self.report.warn(text.format(names=", ".join(found[state]), db=database,
-                                             folder=self.folder))
+    def schema(self) -> Schema:
+        schema: Schema = self.database.look(_schema)[1]
+        return schema
 
 
-DRIFT = {  # what a state of a script means to a person
-    "late": "{names}: never run on {db}, which was at a higher version when this script was "
-            "added. Give it a number above the latest.",
-    "edited": "{names}: edited since it was applied to {db}, which does not have the change. "
-              "Put the change into a new migration, or if none is needed run --accept.",
-    "missing": "{names}: applied to {db}, but not there any more in {folder}. Put it back: a "
-               "new database would be built without it.",
-}
-
-
-def _states(folder: str, version: int, names: dict[int, str], rows: list[Applied],
-            edits: bool) -> list[tuple[int, str, str, str | None]]:
-    """Return (version, name, state, when applied) for each script there is or was.
-
-    Args:
-        rows: the history up to the version; what it does not reach counts as applied.
-        edits: compare the scripts with their checksums, which reads them all.
-    """
-    recorded = {row[0]: row for row in rows}
-    skipped: set[int] = set()  # numbers that a run passed over: a script there came late
-    last = 0
-    for number, _, checksum, _ in rows:
-        _, marked, after = checksum.partition(AFTER)
-        skipped.update(range((int(after) if marked else last) + 1, number))
-        last = number
-    found = []
-    for number in sorted({*names, *recorded}):
-        _, name, checksum, when = recorded.get(number, (0, "", "", None))
-        if number not in names:
-            state = "missing"
-        elif number > version:
-            state = "pending"
-        elif number not in recorded:
-            state = "late" if number in skipped else "applied"
-        elif edits and checksum.partition(AFTER)[0] != _checksum(os.path.join(folder, names[number])):
-            state = "edited"
-        else:
-            state = "applied"
-        found.append((number, names.get(number, name), state, when))
-    return found
-
-
-def _enforces(connection: sqlite3.Connection) -> bool:
-    return bool(connection.execute("PRAGMA foreign_keys").fetchone()[0])
-
-
-def _needs_autocommit(message: str) -> bool:
-    """Return whether SQLite says that a statement does not work inside a transaction."""
-    return ("within a transaction" in message or "within transaction" in message
-            or "inside a transaction" in message
-            or message.startswith("database ") and message.endswith(" is locked")
-            and message != "database is locked")
-
-
-def _interpreter(script: _Script) -> list[str]:
-    """Return the command that runs a script, but for the argument."""
-    path = script.path if not script.path.startswith("-") else os.path.join(".", script.path)
-    if script.name.endswith(".py"):
-        return [sys.executable or "python3", path]
-    with open(script.path, "rb") as file:
-        first = os.fsdecode(file.readline().strip())
-    return [*(first[2:].split(None, 1) if first.startswith("#!") else ["sh"]), path]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a script and what it started to end, then end them; wait for the script."""
-    import signal
-    import subprocess
-
-    def send(number: int) -> None:
-        try:
-            if os.name == "posix":
-                os.killpg(process.pid, number)
-            else:
-                process.send_signal(number)
-        except (ProcessLookupError, PermissionError):
-            pass  # none is left
-
-    if process.poll() is None:
-        send(signal.SIGTERM)
-        try:
-            process.wait(KILL_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
-    send(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
-    process.wait()
-
-
-def _describe(status: int) -> str:
-    if status > 0:
-        return f"failed with exit status {status}"
-    import signal
+def _objects(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    """Return (type, name, SQL) of what an application made, without shadow tables."""
     try:
-        return f"was killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was killed by signal {-status}"
+        shadows = {name for name, in connection.execute(
+            "SELECT name FROM pragma_table_list WHERE type = 'shadow'")}
+    except connection.OperationalError:  # SQLite before 3.37
+        shadows = set()
+    found = connection.execute(SELECT_SCHEMA).fetchall()
+    for _, table, sql in found:
+        if sql[:14].upper() == "CREATE VIRTUAL":
+            shadows.update(f"{table}_{end}" for end in SHADOWS)
+    return [row for row in found if row[1] not in shadows]
 
 
-def _tail(output: Any) -> str:
-    """Return the last lines of a script's output."""
-    size = output.seek(0, os.SEEK_END)
-    output.seek(max(0, size - 4000))
-    lines = output.read().decode(errors="replace").splitlines()
-    return "\n".join((["..."] if size > 4000 or len(lines) > 20 else []) + lines[-20:])
+def _schema(connection: sqlite3.Connection, version: int = 0) -> Schema:
+    """Return the SQL of each object by what it means."""
+    return {(kind, name.lower(), _meaning(sql)): sql for kind, name, sql in _objects(connection)}
+
+
+def _meaning(sql: str) -> tuple[str, ...]:
+    """Return the tokens of a CREATE statement in one form for all ways to write it: white
+    space, comments, letter case and the quoting of names do not count."""
+    import re
+    tokens: list[str] = []
+    for found in re.finditer(
+            r"""\s+|--[^\n]*|/\*.*?(?:\*/|\Z)|(x?'(?:[^']|'')*')|("(?:[^"]|"")*"|`(?:[^`]|``)*`"""
+            r"""|\[[^\]]*\])|(\d[\w.]*|[\w$]+|[<>=!|]=|<>|\|\||<<|>>|->>?|.)""", sql, re.S | re.I):
+        string, quoted, plain = found.groups()
+        if quoted and tokens[-1:] == ["default"]:
+            string = "'" + quoted[1:-1] + "'"  # SQLite takes it for a string there
+        if string:
+            tokens.append(string)
+        elif quoted:
+            tokens.append(quoted[1:-1].replace(quoted[-1] * 2, quoted[-1]).lower())
+        elif plain:
+            tokens.append(plain.lower())
+    if tokens[:2] != ["create", "table"] or "(" not in tokens:
+        return tuple(tokens)
+    # ALTER TABLE adds a column behind the constraints of the table; written out, it stands
+    # before them.
+    parts: list[list[str]] = [[]]
+    start = end = tokens.index("(")
+    depth = 1
+    while depth and end + 1 < len(tokens):
+        end += 1
+        depth += (tokens[end] == "(") - (tokens[end] == ")")
+        if tokens[end] == "," and depth == 1:
+            parts.append([])
+        elif depth:
+            parts[-1].append(tokens[end])
+    parts.sort(key=lambda part: part[:1] and part[0] in (
+        "constraint", "primary", "unique", "check", "foreign"))
+    return (*tokens[:start], *(token for part in parts for token in (*part, ",")), *tokens[end:])
+
+
+def _diff(before: Schema, after: Schema, name_before: str, name_after: str) -> str:
+    """Return a unified diff of the objects that do not mean the same."""
+    import difflib
+
+    def text(schema: Schema, other: Schema) -> list[str]:
+        return [line for key in sorted(schema) if key not in other
+                for line in f"{schema[key]};".splitlines()]
+
+    return "\n".join(difflib.unified_diff(text(before, after), text(after, before),
+                                          name_before, name_after, lineterm="", n=99))
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _row_counts(connection: sqlite3.Connection, version: int) -> dict[str, int]:
+    return {name: connection.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()[0]
+            for kind, name, _ in _objects(connection) if kind == "table"}
+
+
+def _rehearse(database: _Database, migrations_dir: StrPath, to: int | None) -> dict[str, Any]:
+    version, before = database.look(_schema)
+    with _Scratch(database.connect) as scratch, database.explained():
+        copy = scratch.database
+        copy.report, copy.timeout = database.report, database.timeout
+        copy.shown = f"the copy of {database.shown}"
+        _create_private(copy.path, database.path)
+        database.copy(database.path, copy.path, "copy")
+        rows = copy.look(_row_counts)[1]
+        scripts = scratch.replay(migrations_dir, to)
+        after = copy.look(_row_counts)[1]
+        return {
+            "migrations": [{"version": script.version, "name": script.name,
+                            "seconds": script.seconds} for script in scripts],
+            "diff": _diff(before, scratch.schema(), f"{database.shown} at version {version}",
+                          "after the pending scripts"),
+            "rows": {table: [rows.get(table, 0), after.get(table, 0)]
+                     for table in sorted({*rows, *after})
+                     if rows.get(table, 0) != after.get(table, 0)}}
+
+
+def _enroll(database: _Database, folder: str) -> int:
+    try:
+        version = database.look()[0]
+    except UnversionedError:
+        pass
+    else:
+        raise MigrationError(f"{database.shown} is versioned already, and at version {version}. "
+                             "Nothing was changed.")
+    with database.explained():
+        names = _scan(folder)[0] if os.path.exists(folder) else {}
+        with _closing(database.open()) as connection:
+            schema, objects = _schema(connection), _objects(connection)
+        if names:
+            version = _find_version(database, schema, folder, names)
+        else:
+            version = 1
+            _write_initial(database, schema, objects, folder)
+        database.set_version(version)
+    return version
+
+
+def _find_version(database: _Database, schema: Schema, folder: str,
+                  names: dict[int, str]) -> int:
+    """Return the highest version whose schema is this one."""
+    fitting, nearest = [], ""
+    with _Scratch(database.connect) as scratch:
+        for version in sorted(names):
+            scratch.replay(folder, version)
+            diff = _diff(scratch.schema(), schema, f"the scripts up to {version}", database.shown)
+            if not diff:
+                fitting.append(version)
+            elif not nearest or diff.count("\n") <= nearest.count("\n"):
+                nearest = diff
+    if not fitting:
+        raise MigrationError(f"no version has the schema of {database.shown}. The nearest:\n"
+                             f"{nearest}\nNothing was changed. Write a script that leads to "
+                             "this schema, or change the database to fit, then run this again.")
+    if len(fitting) > 1:
+        database.report.warn(
+            f"the versions {', '.join(map(str, fitting))} all have the schema of "
+            f"{database.shown}. If the data is not that of {fitting[-1]}, use --set-version.")
+    return fitting[-1]
+
+
+def _write_initial(database: _Database, schema: Schema, objects: list[tuple[str, str, str]],
+                   folder: str) -> None:
+    """Write the first script from the schema, and prove that it rebuilds that."""
+    if not objects:
+        raise MigrationError(f"{database.shown} has nothing in it to enroll. Nothing was changed. "
+                             "Use --set-version 0 to begin with it at version 0.")
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, "0001-initialize.sql")
+    with open(path, "x", encoding="utf-8", newline="\n") as file:
+        file.write("-- The schema as it was when this database was put under management.\n")
+        file.writelines(f"{sql};\n" for *_, sql in objects)
+    try:
+        with _Scratch(database.connect) as scratch:
+            scratch.replay(folder, 1)
+            diff = _diff(scratch.schema(), schema, path, database.shown)
+        if diff:
+            raise MigrationError(f"the schema of {database.shown} cannot be rebuilt from its "
+                                 f"own SQL:\n{diff}\nNothing was changed.")
+    except BaseException:
+        os.unlink(path)
+        raise
+
+
+# ------------------------------------------------------------------ messages
+
+
+def _log(level: str, text: str) -> None:
+    import logging  # no start-up that has nothing to say pays for it
+    getattr(logging.getLogger("fastmigrate"), level)(text)
+
+
+class _Report:
+    """Where the results, the warnings and the progress of a run go."""
+
+    def __init__(self, *, results: bool = False, output: bool = False,
+                 terminal: bool = False, logged: bool = True) -> None:
+        self.results = results  # say on stdout what was done
+        self.output = output  # show the output of scripts as it comes
+        self.terminal = terminal  # show progress on stderr
+        self.logged = logged  # warnings are logged, else they go to stderr
+        self._said: set[str] = set()
+        self._shown = self._started = 0.0
+
+    def result(self, text: str) -> None:
+        if self.results:
+            self.done()
+            try:
+                print(text, flush=True)
+            except (OSError, ValueError):
+                self.results = False  # nobody reads: no reason for a migration to fail
+
+    def warn(self, text: str) -> None:
+        if text in self._said:
+            return  # a script that is run again says the same again
+        self._said.add(text)
+        self.done()
+        if self.logged:
+            _log("warning", text)
+        else:
+            _complain("warning: " + text)
+
+    def progress(self, text: Callable[[], str]) -> None:
+        """Show what is being done, where it has lasted for more than a second."""
+        if not self.terminal:
+            return
+        now = time.monotonic()
+        self._started = self._started or now
+        if now - self._started > 1 and now - self._shown > 0.1:
+            self._shown = now
+            _complain("\r\x1b[K" + text()[:79], end="")
+
+    def done(self) -> None:
+        """What progress was shown for is over."""
+        if self._shown:
+            _complain("\r\x1b[K", end="")
+        self._started = self._shown = 0.0
+
+
+def _complain(text: str, end: str = "\n") -> None:
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass  # stderr is closed: there is nowhere to say so
+
+
+def _utc() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _seconds(duration: float) -> str:
+    return f"{duration * 1000:.0f} ms" if duration < 1 else f"{duration:.1f} s"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 # ------------------------------------------------------------------ the command line
 
 
-class _Interrupted:
+class _Signals:
     """Turns SIGINT and SIGTERM into one KeyboardInterrupt; further ones do not disturb the
     putting back that follows."""
 
     def __init__(self) -> None:
         self.number = 0
+        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> _Interrupted:
+    def __enter__(self) -> _Signals:
         import signal
-        self._before = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._interrupt)
@@ -2000,10 +2425,12 @@ class _Interrupted:
 def _parser() -> argparse.ArgumentParser:
     import argparse
 
-    def version(text: str) -> int:
-        if not (text.isascii() and text.isdecimal() and int(text) <= MAX_VERSION):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {MAX_VERSION}")
-        return int(text)
+    def number(low: int, high: int) -> Callable[[str], int]:
+        def parse(text: str) -> int:
+            if not (text.isascii() and text.isdecimal() and low <= int(text) <= high):
+                raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+            return int(text)
+        return parse
 
     def seconds(text: str) -> float:
         try:
@@ -2015,109 +2442,244 @@ def _parser() -> argparse.ArgumentParser:
         return value
 
     parser = argparse.ArgumentParser(
-        prog="fastmigrate", allow_abbrev=False,
-        description="Bring a SQLite database to the version that your code expects.")
-    parser.add_argument("--db", metavar="PATH", help="the database (data/database.db)")
-    parser.add_argument("--migrations", metavar="DIR",
-                        help="the migrations directory (migrations)")
-    parser.add_argument("--config", metavar="FILE",
-                        help="ini file with [paths] db and migrations (.fastmigrate)")
-    parser.add_argument("--backup", action="store_true", help="make a backup first")
-    parser.add_argument("--to", metavar="N", type=version, help="stop after version N")
-    parser.add_argument("--timeout", metavar="S", type=seconds, default=30.0,
-                        help="seconds to wait for another process (30)")
-    parser.add_argument("--no-snapshot", action="store_true",
-                        help="do not copy the database before a script that cannot run in a "
-                             "transaction: if it fails, what it did stays")
-    parser.add_argument("-v", "--verbose", action="store_true",
-                        help="show the output of scripts as it comes")
-    parser.add_argument("-q", "--quiet", action="store_true",
-                        help="print warnings and errors only")
-    parser.add_argument("--version", action="version", version=f"fastmigrate {__version__}")
+        prog="fastmigrate", allow_abbrev=False, add_help=False, epilog=EXAMPLES,
+        usage="fastmigrate [--db PATH] [--migrations DIR] [options]",
+        description="Bring a SQLite database to the version that your code expects.",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 26, width=80))
+    where = parser.add_argument_group("where")
+    where.add_argument("--db", metavar="PATH", nargs="+",
+                       help="database, several, or a pattern (data/database.db)")
+    where.add_argument("--migrations", metavar="DIR", help="migrations directory (migrations)")
+    where.add_argument("--config", metavar="FILE", 
+                       help="ini file: db and migrations in [paths] (.fastmigrate)")
+    how = parser.add_argument_group("migrating")
+    version = number(0, MAX_VERSION)
+    how.add_argument("--backup", action="store_true", help="make a backup first")
+    how.add_argument("--to", metavar="N", type=version, help="stop after version N")
+    how.add_argument("--timeout", metavar="S", type=seconds, default=30.0,
+                     help="seconds to wait for another process (30)")
+    how.add_argument("--no-snapshot", action="store_true",
+                     help="what .py, .sh and the like do stays if they fail")
+    how.add_argument("--jobs", metavar="N", type=number(1, 999), default=1,
+                     help="processes, for several databases (1)")
     actions = parser.add_argument_group("instead of migrating").add_mutually_exclusive_group()
-    actions.add_argument("--createdb", action="store_true",
-                         help="create an empty database at version 0")
+    for flag, text in (
+            ("--createdb", "create an empty database at version 0"),
+            ("--status", "show the version and the state of every script"),
+            ("--check", "exit 0 only if nothing is pending and nothing is amiss"),
+            ("--verify", "compare the schema with that of the scripts"),
+            ("--rehearse", "run what is pending on a copy; show what it changes"),
+            ("--enroll", "put an existing database under management"),
+            ("--accept", "record the applied scripts as they stand now")):
+        actions.add_argument(flag, dest="action", action="store_const", const=flag[2:], help=text)
+    actions.add_argument("--new", metavar="WORDS", help="create the next script; print its path")
     actions.add_argument("--set-version", metavar="N", type=version,
                          help="set the version by hand; run nothing")
+    actions.add_argument("--restore", metavar="FILE", help="make the database what a backup is")
+    other = parser.add_argument_group("output")
+    other.add_argument("--json", action="store_true", help="with --status")
+    other.add_argument("-v", "--verbose", action="store_true", help="show the output of scripts")
+    other.add_argument("-q", "--quiet", action="store_true", help="show warnings and errors only")
+    other.add_argument("--version", action="version", version=f"fastmigrate {__version__}",
+                       help="show the version of this program")
+    other.add_argument("-h", "--help", action="help", help="show this")
     return parser
 
 
 def _configure(arguments: argparse.Namespace) -> None:
     """Fill in what the command line does not say: from the config, else the defaults."""
-    given, path = arguments.config, arguments.config or ".fastmigrate"
+    path = arguments.config or ".fastmigrate"
     paths: dict[str, str] = {}
-    if given or os.path.exists(path):
+    if arguments.config or os.path.exists(path):
         import configparser
         parser = configparser.ConfigParser(interpolation=None)
         try:
             with open(path, encoding="utf-8-sig") as file:
                 parser.read_file(file)
         except OSError as error:
-            raise MigrationError(f"cannot read the config {path}: {error.strerror}") from error
+            raise MigrationError(f"the config {path} cannot be read: {error.strerror}") from error
         except (configparser.Error, UnicodeDecodeError) as error:
-            text = " ".join(str(error).split())
-            raise MigrationError(f"the config {path} is broken: {text}") from error
-        folder = os.path.dirname(path)
-        for section in parser.sections() or [""]:
-            for key, value in parser[section].items() if section else ():
+            raise MigrationError(f"the config {path} is broken: "
+                                 f"{' '.join(str(error).split())}") from error
+        for section in parser.sections():
+            for key, value in parser[section].items():
                 if section == "paths" and key in ("db", "migrations") and value:
-                    paths[key] = os.path.join(folder, value)
+                    paths[key] = os.path.join(os.path.dirname(path), value)
                 else:
-                    _complain(f"warning: {path}: unknown [{section}] {key}; there are "
-                              "db and migrations in [paths]")
-    arguments.db = arguments.db or paths.get("db") or os.path.join("data", "database.db")
+                    _complain(f"warning: {path}: unknown key {key} in [{section}]. There are db "
+                              "and migrations in [paths].")
+    default = paths.get("db") or os.path.join("data", "database.db")
+    arguments.db = _databases(arguments.db or [default])
     arguments.migrations = arguments.migrations or paths.get("migrations") or "migrations"
 
 
-def _command(arguments: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
-    _configure(arguments)
+def _databases(patterns: list[str]) -> list[str]:
+    """Return the databases that paths and patterns name."""
+    found: list[str] = []
+    for pattern in patterns:
+        if not os.path.lexists(pattern) and any(c in pattern for c in "*?["):
+            import glob
+            matches = sorted(path for path in glob.glob(pattern) if not path.endswith((
+                ".backup", "-journal", "-wal", "-shm", "-snapshot", "-snapshot-lock")))
+            found += matches or [pattern]
+        else:
+            found.append(pattern)
+    return list(dict.fromkeys(found))
+
+
+def _command(arguments: argparse.Namespace, path: str) -> int:
+    """Do what the command line asks for with one database; return the exit code."""
     report = _Report(results=not arguments.quiet, output=arguments.verbose, logged=False,
                      terminal=not arguments.quiet and sys.stderr.isatty())
-    database = _Database(arguments.db, arguments.timeout, report=report)
-    if arguments.createdb:
-        existed = os.path.lexists(database.path)
+    folder, action = arguments.migrations, arguments.action
+    if arguments.new is not None:
+        print(new_migration(folder, arguments.new))
+        return 0
+    database = _Database(path, arguments.timeout, report=report)
+    run = _Run(database, folder, arguments.to, arguments.backup, not arguments.no_snapshot)
+    if action == "createdb":
+        existed = os.path.exists(database.path)
         if not existed:
             database.create()
-        report.result(f"{database.given} {'is there already, ' if existed else 'created '}"
-                      f"at version {database.look()[0]}")
+        report.result(f"{path} {'is there already' if existed else 'created'}, at version "
+                      f"{database.look()[0]}")
+    elif action == "status":
+        _show_status(run.status(), arguments.json)
+    elif action == "check":
+        return _show_check(run.status(), report)
+    elif action == "verify":
+        diff = verify(path, folder)
+        report.result(diff or f"the schema of {path} is that of the scripts")
+        return int(bool(diff))
+    elif action == "rehearse":
+        _show_rehearsal(database, _rehearse(database, folder, arguments.to), report)
+    elif action == "enroll":
+        report.result(f"{path} is under management now, at version {_enroll(database, folder)}")
+    elif action == "accept":
+        names = run.accept()
+        report.result(f"accepted for {path}: {', '.join(names) or 'nothing, all is recorded so'}")
     elif arguments.set_version is not None:
         database.set_version(arguments.set_version)
-        report.result(f"{database.given} is at version {arguments.set_version} now; no script "
-                      "was run")
+        report.result(f"{path} is at version {arguments.set_version} now; no script was run")
+    elif arguments.restore is not None:
+        database.restore(arguments.restore)
+        report.result(f"{path} is what {arguments.restore} is, at version {database.look()[0]}")
     else:
-        _Run(database, arguments.migrations, to=arguments.to, backup=arguments.backup,
-             snapshot=not arguments.no_snapshot).run()
+        run.run()
+    return 0
+
+
+def _show_status(status: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        import json
+        print(json.dumps(status, indent=1))
+        return
+    colours = {"applied": "32", "pending": "33", "edited": "31", "late": "31", "missing": "31"}
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(f"{status['db']} is at version {status['version']}; the scripts end at "
+          f"{status['latest']}")
+    width = min(48, max((len(m["name"]) for m in status["migrations"]), default=0))
+    for migration in status["migrations"]:
+        name, state = migration["name"], migration["state"]
+        name = name if len(name) <= width else name[:width - 3] + "..."
+        shown = f"\x1b[{colours[state]}m{state}\x1b[0m" if coloured else state
+        when = (migration["applied_at"] or "").replace("T", " ").rstrip("Z")
+        print(f"  {name:{width}}  {shown}{' ' * (9 - len(state))}{when}".rstrip())
+    for problem in status["problems"]:
+        _complain("warning: " + problem)
+
+
+def _show_check(status: dict[str, Any], report: _Report) -> int:
+    pending = [m["name"] for m in status["migrations"] if m["state"] == "pending"]
+    if pending:
+        status["problems"].append(f"pending: {', '.join(pending)}. Run fastmigrate.")
+    for problem in status["problems"]:
+        _complain("error: " + problem)
+    if not status["problems"]:
+        report.result(f"{status['db']} is at version {status['version']}, as the scripts say")
+    return int(bool(status["problems"]))
+
+
+def _show_rehearsal(database: _Database, found: dict[str, Any], report: _Report) -> None:
+    if found["diff"]:
+        report.result("\n" + found["diff"])
+    if found["rows"]:
+        report.result("\nrows:")
+        width = max(map(len, found["rows"]))
+        for table, (before, after) in found["rows"].items():
+            report.result(f"  {table:{width}}  {before} -> {after}")
+    report.result(f"\nThis was a rehearsal: {database.shown} is untouched. What .py and .sh "
+                  "scripts do elsewhere than in the database, they did.")
+
+
+def _guarded(arguments: argparse.Namespace, path: str) -> int:
+    """As _command(), with one message for what is refused or fails."""
+    try:
+        return _command(arguments, path)
+    except (sqlite3.Error, OSError, ValueError) as error:
+        _complain(f"error: {error}")
+        return 1
+
+
+def _several(arguments: argparse.Namespace) -> int:
+    """Do with each of several databases what the command line asks for, and sum up."""
+    if arguments.jobs == 1:
+        codes = [_guarded(arguments, path) for path in arguments.db]
+    else:
+        import concurrent.futures
+        with concurrent.futures.ProcessPoolExecutor(arguments.jobs) as pool:
+            codes = list(pool.map(_guarded, [arguments] * len(arguments.db), arguments.db,
+                                  chunksize=8))
+    versions: dict[str, int] = {}
+    for path, code in zip(arguments.db, codes):
+        at = "failed" if code else f"at version {get_db_version(path)}"
+        versions[at] = versions.get(at, 0) + 1
+    if not arguments.quiet:
+        print(", ".join(f"{_plural(count, 'database')} {at}" for at, count in versions.items()))
+    failed = [path for path, code in zip(arguments.db, codes) if code]
+    if failed:
+        _complain(f"error: {len(failed)} of {len(codes)} failed: {', '.join(failed)}")
+    return int(bool(failed))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 1 refused or failed, 2 usage,
-    130 interrupted, 143 terminated."""
+    """Run the command line; return its exit code: 0 done, 1 refused or failed, 2 usage,
+    130 interrupted, 143 terminated.
+
+    Args:
+        argv: the arguments, without the program's name; None for those of the process.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
+    parser = _parser()
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = parser.parse_args(argv)
+        if arguments.json and arguments.action != "status":
+            parser.error("--json goes with --status")
     except SystemExit as error:
         return int(error.code or 0)
-    with _Interrupted() as interrupted:
+    with _Signals() as signals:
         try:
-            _command(arguments)
-            return 0
-        except (sqlite3.Error, OSError, ValueError) as error:
+            _configure(arguments)
+            if len(arguments.db) == 1 or arguments.new is not None:
+                return _guarded(arguments, arguments.db[0])
+            return _several(arguments)
+        except MigrationError as error:
             _complain(f"error: {error}")
             return 1
         except KeyboardInterrupt:
-            _complain(_interruption(arguments))
-            return 128 + (interrupted.number or 2)
+            for path in arguments.db[:1]:
+                _complain(_interruption(path))
+            return 128 + (signals.number or 2)
 
 
-def _interruption(arguments: argparse.Namespace) -> str:
+def _interruption(path: str) -> str:
     try:
-        version = _Database(arguments.db, 1.0).look()[0]
+        version = _Database(path, 1.0).look()[0]
     except (sqlite3.Error, OSError) as error:
         return f"interrupted. {error}"
-    return f"interrupted: {arguments.db} is at version {version}. Run this again to go on."
+    return f"interrupted: {path} is at version {version}. Run this again to go on."
 
 
 if __name__ == "__main__":

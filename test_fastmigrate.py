@@ -4,7 +4,6 @@ Run them with `python -m unittest`; they need the standard library only.
 """
 
 import contextlib
-import importlib
 import io
 import logging
 import os
@@ -276,7 +275,8 @@ class Configuration(Case):
         err = io.StringIO()
         with contextlib.redirect_stderr(err):
             fastmigrate._configure(parsed)
-        return parsed.db, parsed.migrations, err.getvalue()
+        (db,) = parsed.db
+        return db, parsed.migrations, err.getvalue()
 
     def test_arguments_go_before_the_config_and_the_config_before_defaults(self):
         default = os.path.join("data", "database.db")
@@ -376,7 +376,8 @@ class SqlScripts(Case):
 
     def test_a_failing_script_leaves_nothing_and_its_line_is_exact(self):
         self.create()
-        self.fails_at(4, "CREATE TABLE a (x);\n/* two\nlines */ -- more\nINSERT INTO\n b VALUES (1);",
+        self.fails_at(4, "CREATE TABLE a (x);\n/* two\nlines */ -- more\nINSERT INTO\n b "
+                         "VALUES (1);",
                       "no such table: b", "INSERT INTO")
         self.fails_at(2, "SELECT 1; SELECT\n 2; SELECT nope;\n")
         self.fails_at(1, "SELECT nope", "no such column")
@@ -446,7 +447,8 @@ class SqlScripts(Case):
         pieces = ["INSERT INTO t VALUES ('a;b');", "INSERT INTO t VALUES ('x''y\n;\n');", "\n",
                   "-- it's; a comment\n", "/* ; ' \" */", ";", "  ",
                   "INSERT INTO t\nVALUES ('--no');",
-                  "CREATE TRIGGER IF NOT EXISTS g AFTER INSERT ON t BEGIN SELECT 1; SELECT ';'; END;",
+                  "CREATE TRIGGER IF NOT EXISTS g AFTER INSERT ON t BEGIN SELECT 1; "
+                  "SELECT ';'; END;",
                   "INSERT INTO t VALUES ('/*');\n",
                   "UPDATE t SET x = CASE WHEN x = 'b' THEN 'c' ELSE x END;"]
         old = fastmigrate.BLOCK
@@ -702,7 +704,7 @@ class Snapshots(Case):
     @posix_only
     def test_the_snapshot_and_the_backup_are_as_private_as_the_database(self):
         os.chmod("x.db", 0o640)
-        self.script("0002-b.py", "import os, stat\nfor n in ('x.db-snapshot', 'x.db-snapshot-lock'):\n"
+        self.script("0002-b.py", "import os, stat\nfor end in ('', '-lock'):\n    n = 'x.db-snapshot' + end\n"
                                  "    assert stat.S_IMODE(os.stat(n).st_mode) == 0o640, n\n")
         old = os.umask(0)
         self.addCleanup(os.umask, old)
@@ -786,7 +788,8 @@ class Crashes(Case):
     def test_after_a_script_has_killed_its_runner(self):
         migrate("x.db", "m", to=1)
         self.script("0002-x.sh", f'{sys.executable} -c "{PY_INSERT}\n'
-                    'c.execute(\'INSERT INTO log VALUES (2, 77)\'); c.commit()" "$1"\nkill -9 $PPID\n')
+                    'c.execute(\'INSERT INTO log VALUES (2, 77)\'); c.commit()" "$1"\n'
+                    'kill -9 $PPID\n')
         process = self.start()
         process.communicate()
         self.assertEqual(process.returncode, -signal.SIGKILL)
@@ -814,7 +817,8 @@ class Crashes(Case):
     def test_a_reader_may_hold_the_database_while_it_is_put_back(self):
         migrate("x.db", "m", to=1)
         self.script("0002-x.sh", f'{sys.executable} -c "{PY_INSERT}\n'
-                    'c.execute(\'INSERT INTO log VALUES (2, 77)\'); c.commit()" "$1"\nkill -9 $PPID\n')
+                    'c.execute(\'INSERT INTO log VALUES (2, 77)\'); c.commit()" "$1"\n'
+                    'kill -9 $PPID\n')
         process = self.start()
         process.communicate()
         reader = sqlite3.connect("x.db", isolation_level=None)
@@ -1027,7 +1031,8 @@ class ForeignKeys(Case):
         self.script("0002-b.sql", text)
         migrate("x.db", "m")
         self.assertEqual(self.albums(), 3)
-        self.assertIn("NOT NULL", self.sql("SELECT sql FROM sqlite_master WHERE name='artist'")[0][0])
+        ((sql,),) = self.sql("SELECT sql FROM sqlite_master WHERE name = 'artist'")
+        self.assertIn("NOT NULL", sql)
 
     def test_a_rebuild_keeps_the_children_with_no_pragma(self):
         self.rebuilds(REBUILD)
@@ -1280,7 +1285,7 @@ class Refusals(Case):
             os.chdir("-d")
             shutil.copytree("../m", "- m?#%")
             self.works(self.run_main(f"--db={name}", "--createdb"))
-            result = self.works(self.run_main(f"--db={name}", "--migrations=- m?#%", "--backup"))
+            self.works(self.run_main(f"--db={name}", "--migrations=- m?#%", "--backup"))
             self.assertEqual(fastmigrate.get_db_version(name), 3)
             made = set(os.listdir("."))
             self.assertEqual(len(made), 3, made)
@@ -1321,7 +1326,8 @@ class Refusals(Case):
         def limited(*arguments):
             done = subprocess.run(
                 [sys.executable, "-c", code, "--db", "x.db", "--migrations", "m", *arguments],
-                capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(MODULE.parent)})
+                capture_output=True, text=True,
+                env={**os.environ, "PYTHONPATH": str(MODULE.parent)})
             return Result(done.returncode, done.stdout, done.stderr)
 
         del resource
