@@ -85,6 +85,7 @@ CREATE_HISTORY = (
     "CREATE TABLE IF NOT EXISTS _migration_history (version INTEGER PRIMARY KEY, "
     "name TEXT NOT NULL, checksum TEXT NOT NULL, applied_at TEXT NOT NULL)")
 HAS_HISTORY = "SELECT 1 FROM sqlite_master WHERE name = '_migration_history'"
+SELECT_EXTENT = "SELECT count(*), min(version), max(version) FROM _migration_history"
 INSERT_HISTORY = "INSERT OR REPLACE INTO _migration_history VALUES (?, ?, ?, ?)"
 SELECT_HISTORY = (
     "SELECT version, name, checksum, applied_at FROM _migration_history "
@@ -107,6 +108,7 @@ SELECT_SCHEMA = (  # in an order in which each object finds those it needs
 # run had led to that: scripts up to there count as applied, though nothing records them.
 AFTER = " after "
 
+EXTENSIONS = (".sql", ".py", ".sh")
 DIRECTIVES = ("no-foreign-key-check", "no-transaction")
 
 # PRAGMAs that do nothing, or fail, inside a transaction. Where a script begins with
@@ -231,7 +233,7 @@ def run_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = Fa
         options: as for migrate().
     """
     try:
-        migrate(db_path, migrations_dir, verbose=verbose, **options)
+        _migrate(db_path, migrations_dir, verbose=verbose, **options)
     except MigrationError as error:
         _log("error", str(error))
         return False
@@ -262,13 +264,17 @@ def migrate(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
         MigrationError: with `path`, `line`, `statement` where a script failed, and
             `version`, where the database stands.
     """
-    report = _Report(results=verbose, output=verbose)
-    database = _Database(db_path, timeout, connect, report)
-    applied = _Run(database, migrations_dir, to, backup, snapshot).run()
-    if not applied:
-        return []
+    applied = _migrate(db_path, migrations_dir, to, backup, snapshot, timeout, connect, verbose)
     from pathlib import Path
     return [Path(script.path) for script in applied]
+
+
+def _migrate(db_path: StrPath, migrations_dir: StrPath, to: int | None = None,
+             backup: bool = False, snapshot: bool = True, timeout: float = 30.0,
+             connect: Connect = sqlite3.connect, verbose: bool = False) -> list[_Script]:
+    report = _Report(results=verbose, output=verbose)
+    database = _Database(db_path, timeout, connect, report)
+    return _Run(database, migrations_dir, to, backup, snapshot).run()
 
 
 def get_db_version(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> int:
@@ -438,7 +444,7 @@ def new_migration(migrations_dir: StrPath, description: str) -> Path:
     """
     from pathlib import Path
     words, extension = os.path.splitext(description)
-    if extension not in (".sql", ".py", ".sh"):
+    if extension not in EXTENSIONS:
         words, extension = description, ".sql"
     slug = "".join(c.lower() if c.isalnum() else " " for c in words).split()
     if not slug:
@@ -469,10 +475,10 @@ def get_migration_scripts(migrations_dir: StrPath) -> dict[int, Path]:
 def extract_version_from_filename(filename: str) -> int | None:
     """Return the version of a migration script's file name, None if it is not one's."""
     name = str(filename)
-    index = name[:4]
-    if name[4:5] != "-" or not (index.isdecimal() and index.isascii()) or index == "0000":
+    if (name[4:5] != "-" or not name[:4].isdecimal() or not name[:4].isascii()
+            or not name.endswith(EXTENSIONS)):
         return None
-    return int(index) if len(index) == 4 and name.endswith((".sql", ".py", ".sh")) else None
+    return int(name[:4]) or None
 
 
 # What applications of the fastmigrate package call, besides.
@@ -1053,13 +1059,16 @@ class _Run:
 def _history(connection: sqlite3.Connection, version: int, names: dict[int, str],
              whole: bool) -> list[Row]:
     """Return what the history records up to a version: all of it or, to be quick, nothing
-    where it records just the scripts that there are."""
-    if not connection.execute(HAS_HISTORY).fetchone():
+    where it can be told that it records just the scripts that there are."""
+    try:
+        extent = connection.execute(SELECT_EXTENT).fetchone()
+    except connection.OperationalError as error:
+        if "no such table" not in str(error):
+            raise
         return []
-    if not whole:
-        recorded = {v for v, in connection.execute(SELECT_RECORDED, (version,))}
-        if recorded == {v for v in names if v <= version}:
-            return []
+    number, first, last = len(names), min(names, default=0), max(names, default=0)
+    if not whole and extent == (number, first, last) and last - first + 1 == number:
+        return []
     return connection.execute(SELECT_HISTORY, (version,)).fetchall()
 
 
@@ -1285,12 +1294,13 @@ class _Script:
 
 
 class _Digest:
-    """The checksum of a script: a byte order mark, the kind of line end, and white space
-    at the end of a line or of the file do not count."""
+    """The checksum of a script, against accidents: a byte order mark, the kind of line end,
+    and white space at the end of a line or of the file do not count."""
 
     def __init__(self) -> None:
-        import hashlib
-        self._hash = hashlib.sha256()
+        import zlib  # hashlib takes longer to import than a script to run
+        self._crc32 = zlib.crc32
+        self._sum = self._length = 0
         self._held = b""  # white space that counts only if something follows it
 
     def update(self, data: bytes) -> None:
@@ -1299,12 +1309,13 @@ class _Digest:
             data = b"\n".join([line.rstrip() for line in data.split(b"\n")])
         kept = data.rstrip()
         if kept:
-            self._hash.update(self._held + kept)
+            self._sum = self._crc32(self._held + kept, self._sum)
+            self._length += len(self._held + kept)
             self._held = b""
         self._held += data[len(kept):]
 
     def hexdigest(self) -> str:
-        return self._hash.hexdigest()
+        return f"{self._sum:08x}-{self._length:x}"
 
 
 def _checksum(path: str) -> str:
@@ -1329,27 +1340,31 @@ def _lines(path: str) -> Iterator[bytes]:
 def _scan(migrations_dir: StrPath) -> tuple[dict[int, str], list[str]]:
     """Return the names of the scripts by version, and those that are near misses."""
     names: dict[int, str] = {}
-    near: list[str] = []
+    others: list[str] = []
     folder = os.fsdecode(migrations_dir)
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
+            for entry in entries:  # as extract_version_from_filename(), for speed without it
                 name = entry.name
-                version = extract_version_from_filename(name)
-                if version is None or entry.is_dir():
-                    if version or (name[:1].isdecimal()
-                                   and name.lower().endswith((".sql", ".py", ".sh"))):
-                        near.append(name)
-                elif names.setdefault(version, name) != name:
-                    raise ValueError(
-                        f"two scripts have the index {version:04d}: {names[version]} and {name} "
-                        f"in {folder}. Nothing was run. Give one of them another number.")
+                if (name[4:5] == "-" and name.endswith(EXTENSIONS) and name[:4].isdecimal()
+                        and name[:4].isascii() and not entry.is_dir()):
+                    version = int(name[:4])
+                    if names.setdefault(version, name) is not name:
+                        raise ValueError(
+                            f"two scripts have the index {version:04d}: {names[version]} and "
+                            f"{name} in {folder}. Nothing was run. Give one another number.")
+                else:
+                    others.append(name)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no migrations directory {folder}. Create it, or "
                                 "name another one with --migrations.") from None
     except NotADirectoryError:
         raise NotADirectoryError(f"{folder} is a file, not a migrations directory. Name one "
                                  "with --migrations.") from None
+    if 0 in names:
+        others.append(names.pop(0))
+    near = [name for name in others
+            if name[:1].isdecimal() and name.lower().endswith(EXTENSIONS)]
     return names, sorted(near)
 
 
@@ -1615,6 +1630,8 @@ class _Database:
 
     def open(self, path: str = "") -> sqlite3.Connection:
         """Connect to the database, or to a copy of it; only we begin transactions."""
+        if self.connect is sqlite3.connect:
+            return sqlite3.connect(path or self.path, timeout=0.1, isolation_level=None)
         connection = self.connect(path or self.path)
         self.errors = (sqlite3.Error, connection.Error)  # a driver may have its own
         if getattr(connection, "autocommit", -1) != -1:
@@ -1659,12 +1676,14 @@ class _Database:
 
     def must_exist(self) -> None:
         """Raise FileNotFoundError if there is no file, so that SQLite creates none."""
-        if os.path.isdir(self.path):
+        try:
+            mode = os.stat(self.path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(f"there is no database {self.shown}. Create it with "
+                                    "--createdb, or name another one with --db.") from None
+        if mode >> 12 == 4:
             raise MigrationError(f"{self.shown} is a directory, not a database. Name the "
                                  "database file with --db.")
-        if not os.path.exists(self.path):
-            raise FileNotFoundError(f"there is no database {self.shown}. Create it with "
-                                    "--createdb, or name another one with --db.")
 
     # -------------------------------------------------------------- errors and waiting
 
@@ -1755,10 +1774,13 @@ class _Database:
             os.makedirs(os.path.dirname(real), exist_ok=True)
             try:
                 with _closing(self.open(new)) as connection:
+                    connection.execute("PRAGMA synchronous = OFF")  # it is synced when complete
+                    connection.execute("PRAGMA journal_mode = OFF")
                     connection.execute("BEGIN IMMEDIATE")
                     connection.execute(CREATE_META)
                     connection.execute(INSERT_META, (0,))
                     connection.execute("COMMIT")
+                _sync(new)
                 _place(new, real)
                 _sync(os.path.dirname(real))
             finally:
@@ -1900,7 +1922,8 @@ class _Snapshot:
 
     def __init__(self, database: _Database) -> None:
         self._database = database
-        self.path = os.path.realpath(database.path) + "-snapshot"
+        real = os.path.realpath(database.path) if os.path.islink(database.path) else database.path
+        self.path = real + "-snapshot"
         self._lock_path = self.path + "-lock"
         self.lock = -1  # the descriptor, where we hold it
 
@@ -2445,12 +2468,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="fastmigrate", allow_abbrev=False, add_help=False, epilog=EXAMPLES,
         usage="fastmigrate [--db PATH] [--migrations DIR] [options]",
         description="Bring a SQLite database to the version that your code expects.",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 26, width=80))
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=26, width=80))
     where = parser.add_argument_group("where")
     where.add_argument("--db", metavar="PATH", nargs="+",
                        help="database, several, or a pattern (data/database.db)")
     where.add_argument("--migrations", metavar="DIR", help="migrations directory (migrations)")
-    where.add_argument("--config", metavar="FILE", 
+    where.add_argument("--config", metavar="FILE",
                        help="ini file: db and migrations in [paths] (.fastmigrate)")
     how = parser.add_argument_group("migrating")
     version = number(0, MAX_VERSION)

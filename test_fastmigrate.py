@@ -704,7 +704,8 @@ class Snapshots(Case):
     @posix_only
     def test_the_snapshot_and_the_backup_are_as_private_as_the_database(self):
         os.chmod("x.db", 0o640)
-        self.script("0002-b.py", "import os, stat\nfor end in ('', '-lock'):\n    n = 'x.db-snapshot' + end\n"
+        self.script("0002-b.py", "import os, stat\nfor end in ('', '-lock'):\n"
+                                 "    n = 'x.db-snapshot' + end\n"
                                  "    assert stat.S_IMODE(os.stat(n).st_mode) == 0o640, n\n")
         old = os.umask(0)
         self.addCleanup(os.umask, old)
