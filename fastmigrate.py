@@ -747,7 +747,9 @@ class _Run:
         try:
             if connection.in_transaction:  # else SQLite has rolled back already
                 connection.execute("ROLLBACK")
-            if _journal_mode(connection) != mode:
+            # unless another process was faster, and meant the mode that is set now
+            if (_journal_mode(connection) != mode
+                    and _read_version(connection, self.database.shown) == self.version):
                 connection.execute(f"PRAGMA journal_mode = {mode}")
         except self.database.errors:
             pass  # the first error is the one to tell; closing rolls back too
@@ -848,7 +850,7 @@ class _Run:
         try:
             database.snapshot.take(script.name, self.snapshot)
         except database.errors + (OSError,) as error:
-            raise _Failed(script, f"no snapshot can be made: {database.explain(error)}",
+            raise _Failed(script, f"no snapshot can be made: {database.reason(error)}",
                           remedy="Make room and rights beside the database, or run it with "
                                  "--no-snapshot") from None
         try:
@@ -900,7 +902,7 @@ class _Run:
             database.snapshot.release()
             raise MigrationError(
                 f"{script.path}: {error or 'interrupted'}\n{database.shown} could not be put "
-                f"back: {database.explain(second)}\nIt holds what the script left. The next "
+                f"back: {database.reason(second)}\nIt holds what the script left. The next "
                 f"run puts it back, from {database.snapshot.path}, before anything else.",
                 path=script.path, version=self.version) from error
 
@@ -1697,18 +1699,23 @@ class _Database:
                 return meaning.format(db=self.shown, text=text), remedy
         return None
 
+    def reason(self, error: BaseException) -> str:
+        """Return what an error of SQLite's, or of the system's, means, in a few words."""
+        if isinstance(error, OSError) and error.filename:
+            return f"{os.fsdecode(error.filename)}: {error.strerror}"
+        meaning = self.meaning(str(error)) if isinstance(error, self.errors) else None
+        return meaning[0] if meaning else str(error)
+
     def explain(self, error: BaseException) -> MigrationError:
         """Return an error of SQLite's, or of the system's, as one of ours."""
         if isinstance(error, MigrationError):
             return error
-        if isinstance(error, OSError) and error.filename:
-            return MigrationError(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        text = self.reason(error)
         meaning = self.meaning(str(error)) if isinstance(error, self.errors) else None
         if meaning:
-            return MigrationError(f"{meaning[0]}. Nothing was changed. {meaning[1]}, then run "
-                                  "this again.")
-        return MigrationError(str(error) if isinstance(error, (OSError, ValueError))
-                              else f"{self.shown}: {error}")
+            return MigrationError(f"{text}. Nothing was changed. {meaning[1]}, then run this "
+                                  "again.")
+        return MigrationError(f"{self.shown}: {text}" if isinstance(error, self.errors) else text)
 
     def patiently(self, act: Callable[[], Any]) -> Any:
         """Return what `act` returns, trying again for as long as the database is locked and
@@ -1863,7 +1870,8 @@ class _Database:
                 _remove(path)
             if isinstance(error, self.errors + (OSError,)):
                 raise MigrationError(f"no backup of {self.shown} could be made: "
-                                     f"{self.explain(error)}") from error
+                                     f"{self.reason(error)}. Nothing was changed. Make room "
+                                     "and rights beside it, then run this again.") from error
             raise
         return self.given + end
 
@@ -1997,15 +2005,24 @@ class _Snapshot:
 
     def recover(self) -> None:
         """Put back the copy of a runner that died; keep what it left as a backup."""
+        database, kept = self._database, ""
         try:
-            kept = self._database.back_up()
+            kept = database.back_up()
             self.put_back()
+        except database.errors + (OSError,) as error:
+            if kept:
+                _remove(os.path.abspath(kept))
+            raise MigrationError(
+                f"an earlier run died while a script was running, and {database.shown} cannot "
+                f"be put back: {database.reason(error)}\nIt holds what that script left; its "
+                f"snapshot {self.path} is kept. Mend this, then run this again: the snapshot is "
+                "put back first.") from error
         finally:
             self.release()
-        self._database.report.warn(
-            f"an earlier run died while a script was running. {self._database.shown} was put "
-            f"back to where it stood before that script. What was there is kept in {kept}, "
-            "which you may delete.")
+        database.report.warn(
+            f"an earlier run died while a script was running. {database.shown} was put back to "
+            f"where it stood before that script. What was there is kept in {kept}, which you "
+            "may delete.")
 
     def read(self, what: Callable[[sqlite3.Connection], Any]) -> Any:
         with _closing(self._database.open(self.path)) as copy:
