@@ -3,8 +3,10 @@
 Run them with `python -m unittest`; they need the standard library only.
 """
 
+import asyncio
 import contextlib
 import io
+import json
 import logging
 import os
 import random
@@ -564,6 +566,27 @@ class ConnectionState(Case):
         migrate("x.db", "m")
         self.assertEqual(self.sql("PRAGMA journal_mode"), [("wal",)])
         self.assertEqual(self.sql("PRAGMA user_version"), [(7,)])
+
+
+    def test_the_journal_mode_that_a_faster_process_has_set_stays(self):
+        self.create()
+        self.script("0001-a.sql", "PRAGMA journal_mode = WAL;\nCREATE TABLE a (x);\n")
+        faster = []
+
+        def connect(path):
+            connection = sqlite3.connect(path)
+
+            def trace(statement):
+                if statement.startswith("PRAGMA journal_mode = WAL") and not faster:
+                    faster.append(statement)
+                    migrate("x.db", "m")  # between our PRAGMA and our BEGIN
+
+            connection.set_trace_callback(trace)
+            return connection
+
+        self.assertEqual(migrate("x.db", "m", connect=connect), [])
+        self.assertEqual(len(faster), 1)
+        self.assertEqual(self.sql("PRAGMA journal_mode"), [("wal",)])
 
 
 class Snapshots(Case):
@@ -1204,6 +1227,244 @@ class Backups(Case):
         with self.assertLogs("fastmigrate", logging.ERROR):
             self.assertIsNone(fastmigrate.create_db_backup("none.db"))
         self.assertFalse(os.path.exists("none.db"))
+
+
+# ---------------------------------------------------------------- what a person runs
+
+
+OBJECTS = """
+CREATE TABLE "two words" (id INTEGER PRIMARY KEY AUTOINCREMENT, "a ""b" TEXT DEFAULT 'x;y');
+CREATE TABLE s (a TEXT NOT NULL COLLATE NOCASE, b INT AS (length(a)) STORED,
+                c CHECK (c > 0), PRIMARY KEY (a)) WITHOUT ROWID;
+CREATE INDEX part ON s (lower(a), c DESC) WHERE c > 3;
+CREATE VIEW v AS SELECT a, 'It''s' AS t FROM s;
+CREATE TRIGGER tr INSTEAD OF INSERT ON v BEGIN INSERT INTO s (a) VALUES (new.a); SELECT 1; END;
+CREATE VIRTUAL TABLE box USING rtree (id, x0, x1);
+"""
+
+
+class Looking(Case):
+    def setUp(self):
+        super().setUp()
+        self.create()
+        for number in (1, 2, 4):
+            self.script(f"{number:04d}-x.sql", f"CREATE TABLE t{number} (x);\n")
+        migrate("x.db", "m")
+
+    def states(self):
+        return {m["name"]: m["state"] for m in fastmigrate.status("x.db", "m")["migrations"]}
+
+    def test_status_tells_each_state_and_writes_nothing(self):
+        self.script("0001-x.sql", "CREATE TABLE t1 (x, y);\n")
+        os.unlink("m/0002-x.sql")
+        self.script("0003-x.sql")
+        self.script("0005-x.sql")
+        before = Path("x.db").read_bytes()
+        self.assertEqual(self.states(), {
+            "0001-x.sql": "edited", "0002-x.sql": "missing", "0003-x.sql": "late",
+            "0004-x.sql": "applied", "0005-x.sql": "pending"})
+        result = self.works(self.go("--status"))
+        self.assertEqual(result.out.splitlines()[0], "x.db is at version 4; the scripts end at 5")
+        self.assertRegex(result.out, r"(?m)^  0004-x.sql  applied  \d{4}-\d\d-\d\d \d\d:\d\d:\d\d$")
+        self.assertRegex(result.out, r"(?m)^  0005-x.sql  pending$")
+        self.assertEqual(result.err.count("warning: "), 3)
+        self.assertNotIn("\x1b", result.out)
+        self.assertEqual(Path("x.db").read_bytes(), before)
+
+    def test_status_as_json_has_the_documented_keys(self):
+        found = json.loads(self.works(self.go("--status", "--json")).out)
+        self.assertEqual(set(found), {"db", "version", "latest", "migrations", "problems"})
+        self.assertEqual((found["db"], found["version"], found["latest"]), ("x.db", 4, 4))
+        self.assertEqual(set(found["migrations"][0]), {"version", "name", "state", "applied_at"})
+
+    def test_check_passes_only_what_is_exactly_as_the_directory_says(self):
+        self.works(self.go("--check"))
+        for name, text in (("0005-x.sql", ""), ("0003-x.sql", ""), ("0001-x.sql", "SELECT 2;")):
+            old = Path("m", name).read_text() if Path("m", name).exists() else None
+            self.script(name, text)
+            self.refuses(self.go("--check"), name)
+            os.unlink(f"m/{name}")
+            if old:
+                self.script(name, old)
+        os.unlink("m/0002-x.sql")
+        self.refuses(self.go("--check"), "0002-x.sql")
+        os.unlink("m/0004-x.sql")
+        self.refuses(self.run_main("--db", "x.db", "--migrations", "m", "--check"), "newer")
+
+    def test_accept_records_an_edit_that_was_meant(self):
+        self.script("0001-x.sql", "CREATE TABLE t1 (x, y);\n")
+        os.unlink("m/0002-x.sql")
+        self.assertIn("0001-x.sql, 0002-x.sql", self.works(self.go("--accept")).out)
+        self.works(self.go("--check"))
+
+    def test_verify_names_what_was_changed_by_hand(self):
+        self.assertIn("is that of the scripts", self.works(self.go("--verify")).out)
+        self.assertEqual(fastmigrate.verify("x.db", "m"), "")
+        self.sql("CREATE INDEX by_hand ON t1 (x)")
+        result = self.go("--verify")
+        self.assertEqual(result.code, 1)
+        self.assertIn("+CREATE INDEX by_hand ON t1 (x);", result.out)
+        self.assertNotIn("t2", result.out)
+
+    def test_rehearse_shows_what_would_change_and_changes_nothing(self):
+        self.script("0005-x.sql", "CREATE TABLE t5 (x); INSERT INTO t1 VALUES (1), (2);")
+        self.script("0006-x.py", PY_INSERT + "c.execute('INSERT INTO t5 VALUES (1)'); c.commit()")
+        before = Path("x.db").read_bytes()
+        result = self.works(self.go("--rehearse"))
+        for part in ("Applied 0005-x.sql", "Applied 0006-x.py", "+CREATE TABLE t5 (x);",
+                     "t1  0 -> 2", "t5  0 -> 1", "x.db is untouched"):
+            self.assertIn(part, result.out)
+        self.assertEqual(Path("x.db").read_bytes(), before)
+        self.assertEqual(self.beside(), set())
+        self.script("0005-x.sql", "\nSELECT nope;")
+        self.refuses(self.go("--rehearse"), "0005-x.sql:2", "the copy of x.db is at version 4")
+
+    def test_new_numbers_and_names_a_script(self):
+        self.assertEqual(self.works(self.run_main("--migrations", "m", "--new", "Add: Users!")).out,
+                         os.path.join("m", "0005-add-users.sql") + "\n")
+        self.assertEqual(Path("m/0005-add-users.sql").read_text(), "-- Add: Users!\n")
+        path = fastmigrate.new_migration("m", "backfill emails.py")
+        self.assertEqual(path, Path("m/0006-backfill-emails.py"))
+        self.works(self.go())
+        self.refuses(self.run_main("--migrations", "m", "--new", "!!"), "no words")
+        self.script("9999-last.sql")
+        self.refuses(self.run_main("--migrations", "m", "--new", "more"), "9999")
+
+    def test_build_db_returns_a_database_in_memory(self):
+        connection = fastmigrate.build_db("m", to=2)
+        self.assertEqual(connection.execute("SELECT version FROM _meta").fetchall(), [(2,)])
+        connection.execute("INSERT INTO t2 VALUES (1)")
+        connection.close()
+
+
+class Enrolling(Case):
+    def enrolled(self, text, scripts=None):
+        """Enroll a database that has this schema; return the exit."""
+        connection = sqlite3.connect("x.db")
+        connection.executescript(text)
+        connection.close()
+        for name, script in (scripts or {}).items():
+            self.script(name, script)
+        return self.go("--enroll")
+
+    def test_without_scripts_the_first_is_written_and_rebuilds_the_schema(self):
+        self.works(self.enrolled(OBJECTS))
+        self.assertEqual(self.version(), 1)
+        self.works(self.go("--verify"))
+        fastmigrate.create_db("new.db")
+        migrate("new.db", "m")
+        self.assertEqual(fastmigrate.verify("new.db", "m"), "")
+        connection = sqlite3.connect("y.db")
+        connection.executescript(OBJECTS)
+        connection.close()
+        self.assertEqual(fastmigrate.enroll_db("y.db", "m"), 1)
+        self.refuses(self.go("--enroll"), "versioned already, and at version 1")
+
+    def test_schemas_that_sqlite_treats_alike_are_alike(self):
+        self.works(self.enrolled(
+            "create table [a](x integer /* c */,\n  \"y\" text, UNIQUE (x));"
+            "ALTER TABLE a ADD COLUMN z DEFAULT 5; CREATE TABLE old (q); "
+            "ALTER TABLE old RENAME TO new;",
+            {"0001-a.sql": "CREATE TABLE a (x INTEGER, y TEXT, z DEFAULT 5, UNIQUE (x));"
+                           "CREATE TABLE new (q);"}))
+        self.assertEqual(self.version(), 1)
+
+    def test_the_version_is_found_among_the_scripts(self):
+        self.works(self.enrolled("CREATE TABLE a (x); CREATE TABLE b (y);", {
+            "0001-a.sql": "CREATE TABLE a (x);", "0002-b.sql": "CREATE TABLE b (y);",
+            "0003-c.sql": "CREATE TABLE c (z);"}))
+        self.assertEqual(self.version(), 2)
+
+    def test_what_fits_no_version_is_shown_and_left_as_it_was(self):
+        for table in ("CREATE TABLE a (y, x)", "CREATE TABLE a (x, y NOT NULL)",
+                      "CREATE TABLE a (x, y DEFAULT 'Y')", "CREATE TABLE a (x, y COLLATE NOCASE)",
+                      "CREATE TABLE a (x, y); CREATE VIEW w AS SELECT 1"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink("x.db")
+            result = self.enrolled(table, {"0001-a.sql": "CREATE TABLE a (x, y);"})
+            self.refuses(result, "no version has the schema", "Nothing was changed")
+            with self.assertRaises(fastmigrate.UnversionedError):
+                fastmigrate.get_db_version("x.db")
+
+    def test_an_empty_database_is_not_enrolled(self):
+        Path("x.db").write_text("")
+        self.refuses(self.go("--enroll"), "nothing in it")
+        self.assertEqual(os.listdir("m"), [])
+
+
+class Restoring(Case):
+    def setUp(self):
+        super().setUp()
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x); INSERT INTO a VALUES (1);")
+        migrate("x.db", "m")
+        self.backup = str(fastmigrate.create_db_backup("x.db"))
+        self.sql("INSERT INTO a VALUES (2)")
+
+    def test_a_backup_is_restored_while_a_connection_is_open_and_what_was_there_kept(self):
+        reader = sqlite3.connect("x.db")
+        self.assertEqual(len(reader.execute("SELECT * FROM a").fetchall()), 2)
+        result = self.works(self.go("--restore", self.backup))
+        self.assertEqual(reader.execute("SELECT * FROM a").fetchall(), [(1,)])
+        reader.close()
+        (kept,) = {n for n in self.beside() if n.endswith(".backup")} - {self.backup}
+        self.assertIn(kept, result.out)
+        self.assertEqual(self.sql("SELECT * FROM a", kept), [(1,), (2,)])
+
+    def test_a_damaged_or_missing_database_is_restored(self):
+        Path("x.db").write_bytes(b"no database any more, and long enough to be read" * 99)
+        self.works(self.go("--restore", self.backup))
+        self.assertEqual(self.sql("SELECT * FROM a"), [(1,)])
+        os.unlink("x.db")
+        fastmigrate.restore_db("x.db", self.backup)
+        self.assertEqual(self.sql("SELECT * FROM a"), [(1,)])
+
+    def test_what_is_no_sound_versioned_database_is_not_restored(self):
+        before = Path("x.db").read_bytes()
+        Path("text").write_text("not a database at all, but a text" * 99)
+        self.sql("CREATE TABLE t (x)", "plain.db")
+        data = Path(self.backup).read_bytes()
+        Path("cut").write_bytes(data[:-4096])
+        for name in ("text", "plain.db", "cut", "none", "m"):
+            self.refuses(self.go("--restore", name), name)
+            self.assertEqual(Path("x.db").read_bytes(), before)
+
+
+class Several(Case):
+    def test_many_databases_are_migrated_and_failures_do_not_stop_the_others(self):
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        os.mkdir("tenants")
+        for n in range(6):
+            fastmigrate.create_db(f"tenants/{n}.db")
+        self.sql("CREATE TABLE a (x)", "tenants/3.db")
+        for jobs in ("1", "2"):
+            result = self.run_main("--db", "tenants/*.db", "--migrations", "m", "--jobs", jobs)
+            self.assertEqual(result.code, 1)
+            self.assertIn("5 databases at version 1, 1 database failed", result.out)
+            self.assertIn(os.path.join("tenants", "3.db"), result.err)
+        self.assertEqual(self.version("tenants/5.db"), 1)
+
+
+class DropIn(Case):
+    """What applications of the fastmigrate package call."""
+
+    def test_recreate_table_keeps_rows_indexes_and_children(self):
+        self.create()
+        self.script("0001-a.sql", PARENTS + "CREATE INDEX i ON artist (name);")
+        migrate("x.db", "m")
+        fastmigrate.recreate_table("x.db", "artist", "id INTEGER PRIMARY KEY, name TEXT, born")
+        self.assertEqual(self.sql("SELECT * FROM artist"), [(1, "a", None), (2, "b", None)])
+        self.assertEqual(self.sql("SELECT count(*) FROM album"), [(3,)])
+        self.assertEqual(self.sql("SELECT name FROM sqlite_master WHERE type = 'index'"), [("i",)])
+        with self.assertRaises(MigrationError):
+            fastmigrate.recreate_table("x.db", "artist", "id INTEGER PRIMARY KEY")
+        self.assertEqual(self.sql("SELECT count(*) FROM artist"), [(2,)])
+
+    def test_arun_migrations_awaits_the_run(self):
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        self.assertIs(asyncio.run(fastmigrate.arun_migrations("x.db", "m")), True)
+        self.assertEqual(self.version(), 1)
 
 
 # ---------------------------------------------------------------- promise 5: refusals
