@@ -1020,6 +1020,7 @@ class UpToDate(Case):
         os.chmod("ro", 0o555)
         self.addCleanup(os.chmod, "ro", 0o755)
         os.chmod(self.home, 0o755)
+        self.home.as_uri()  # imports what the user of the child may not be able to read
         child = os.fork()
         if not child:
             code = 9
