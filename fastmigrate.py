@@ -163,10 +163,10 @@ examples:
   fastmigrate --db app.db                migrate it from ./migrations
   fastmigrate --new "add users"          create the next script
   fastmigrate --db app.db --rehearse     try what is pending on a copy
-  fastmigrate --db app.db --status       see what is applied and what is pending
-  fastmigrate --db 'tenants/*.db' --jobs 4     migrate many databases
+  fastmigrate --db app.db --status       see what is applied, and what pending
+  fastmigrate --db 'tenants/*.db'        migrate many databases
 
-exit codes: 0 done, 1 refused or failed, 2 usage, 130 interrupted, 143 terminated
+exit codes: 0 done, 1 refused or failed, 2 usage, 130 SIGINT, 143 SIGTERM
 """
 
 

@@ -1606,5 +1606,132 @@ class Refusals(Case):
         self.works(self.go())
 
 
+class Messages(Case):
+    """What the command line says, word for word: wording is designed, not left to chance."""
+
+    def says(self, expected, *arguments, code=1):
+        result = self.go(*arguments)
+        self.assertEqual((result.code, result.err), (code, expected.lstrip("\n")))
+
+    def test_of_scripts_that_fail(self):
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x);\nINSERT INTO b VALUES (1);\n")
+        self.says("""
+error: m/0001-a.sql:2: no such table: b
+    INSERT INTO b VALUES (1);
+x.db is at version 0; nothing of this script was kept.
+Mend the script, then run this again.
+""")
+        self.script("0001-a.sql", ".mode csv\n")
+        self.says("""
+error: m/0001-a.sql:1: a command of the sqlite3 program, not SQL
+    .mode csv
+x.db is at version 0; nothing of this script was kept.
+Mend the script, then run this again.
+""")
+        self.script("0001-a.sql", b"\xff")
+        self.says("""
+error: m/0001-a.sql:1: it is not UTF-8
+x.db is at version 0; nothing of this script was kept.
+Save it as UTF-8, then run this again.
+""")
+        os.unlink("m/0001-a.sql")
+        self.script("0001-a.py", "print('half way')\nraise SystemExit(3)\n")
+        self.says("""
+error: m/0001-a.py: it failed with exit status 3
+    half way
+x.db is at version 0; nothing of this script was kept.
+Mend the script, then run this again.
+""")
+        self.says("""
+error: m/0001-a.py: it failed with exit status 3
+    half way
+There was no snapshot: x.db is at version 0, and holds what 0001-a.py did before it failed.
+Make the database right by hand, or restore a backup, then run this again.
+""", "--no-snapshot")
+
+    def test_of_references(self):
+        self.create()
+        self.script("0001-a.sql", PARENTS)
+        migrate("x.db", "m")
+        self.script("0002-b.sql", "DELETE FROM artist;")
+        self.says("""
+error: m/0002-b.sql: it leaves 3 references dangling: album row 10 refers to a row of artist that does not exist
+x.db is at version 1; nothing of this script was kept.
+Mend the script or, if this is meant, begin it with the line `-- fastmigrate: no-foreign-key-check`, then run this again.
+""")
+        self.script("0002-b.sql", "-- fastmigrate: no-foreign-key-check\nDELETE FROM artist;")
+        self.says("""
+warning: 0002-b.sql leaves 3 references dangling, as its no-foreign-key-check allows
+""", code=0)
+
+    def test_of_databases_that_cannot_be_migrated(self):
+        self.says("""
+error: there is no database x.db. Create it with --createdb, or name another one with --db.
+""")
+        Path("x.db").write_text("")
+        self.says("""
+error: x.db is unversioned: it has no table _meta. Put it under management with --enroll, or with --set-version if you know its version.
+""")
+        Path("x.db").write_text("no database, but long enough for the header of one" * 9)
+        self.says("""
+error: x.db is not a database, or is encrypted. Nothing was changed. Name the database file with --db, then run this again.
+""")
+        os.unlink("x.db")
+        self.create()
+        holder = sqlite3.connect("x.db", isolation_level=None)
+        holder.execute("BEGIN EXCLUSIVE")
+        self.says("""
+error: database is locked: another process holds x.db. Nothing was changed. Wait for that, or wait longer with --timeout, then run this again.
+""", "--timeout", "0")
+        holder.close()
+        self.sql("DELETE FROM _meta")
+        self.says("""
+error: x.db has a damaged table _meta: it must hold one row, (1, version), and holds no row. Set the version with --set-version if you know it.
+""")
+
+    def test_of_the_migrations_directory(self):
+        self.create()
+        self.script("1-a.sql")
+        self.says("""
+warning: not run, for their names: 1-a.sql. In m, a migration script is named NNNN-description.ext: four digits from 0001, a dash, and sql, py or sh.
+""", code=0)
+        self.script("0001-a.sql")
+        self.script("0001-b.sql")
+        result = self.go()
+        self.assertIn("two scripts have the index 0001: ", result.err)
+        self.assertIn("Nothing was run. Give one another number.", result.err)
+        shutil.rmtree("m")
+        self.says("""
+error: there is no migrations directory m. Create it, or name another one with --migrations.
+""")
+
+    def test_of_drift(self):
+        self.create()
+        for number in (1, 2, 4):
+            self.script(f"{number:04d}-x.sql")
+        migrate("x.db", "m")
+        self.script("0001-x.sql", "SELECT 1;")
+        os.unlink("m/0002-x.sql")
+        self.script("0003-x.sql")
+        self.script("0005-x.sql")
+        self.says("""
+warning: 0003-x.sql: never run on x.db, which was at a higher version when this script was added. Give it a number above the latest.
+warning: 0001-x.sql: edited since it was applied to x.db, which does not have the change. Put the change into a new migration, or if none is needed run --accept.
+warning: 0002-x.sql: applied to x.db, but not in m any more. Put it back, for a new database would be built without it, or run --accept.
+""", code=0)
+        shutil.rmtree("m")
+        os.mkdir("m")
+        self.says("""
+warning: x.db is at version 5, newer than the scripts in m, which end at 0: is this an old release of the application?
+""", code=0)
+
+    def test_of_the_help_which_fits_in_80_columns(self):
+        result = self.go("--help")
+        self.assertLessEqual(max(map(len, result.out.splitlines())), 80)
+        for flag in ("--rehearse", "--enroll", "--restore FILE", "examples:", "exit codes:"):
+            self.assertIn(flag, result.out)
+
+
 if __name__ == "__main__":
     unittest.main()
