@@ -2710,7 +2710,7 @@ def main(argv: list[str] | None = None) -> int:
             _complain(f"error: {error}")
             return 1
         except KeyboardInterrupt:
-            for path in arguments.db[:1]:
+            for path in (arguments.db or [])[:1]:
                 _complain(_interruption(path))
             return 128 + (signals.number or 2)
 

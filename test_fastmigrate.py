@@ -1243,6 +1243,11 @@ CREATE TRIGGER tr INSTEAD OF INSERT ON v BEGIN INSERT INTO s (a) VALUES (new.a);
 CREATE VIRTUAL TABLE box USING rtree (id, x0, x1);
 """
 
+for optional in ("CREATE VIRTUAL TABLE words USING fts5 (a, b);", "CREATE TABLE st (a INT) STRICT;"):
+    with contextlib.suppress(sqlite3.OperationalError):  # not in every SQLite
+        sqlite3.connect(":memory:").execute(optional)
+        OBJECTS += optional
+
 
 class Looking(Case):
     def setUp(self):
