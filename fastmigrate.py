@@ -663,19 +663,21 @@ class _Run:
 
     def _record(self, connection: sqlite3.Connection, script: _Script) -> None:
         """Write the version and the history, in the transaction of the script."""
-        connection.execute(CREATE_HISTORY)
-        recorded = connection.execute(SELECT_RECORDED + " AND version >= ?", (
-            self.version, self.version)).fetchone()
         checksum = script.checksum
-        if self.version and not recorded:
-            checksum += f"{AFTER}{self.version}"
-        connection.execute(INSERT_HISTORY, (script.version, script.name, checksum, _utc()))
         try:
+            connection.execute(CREATE_HISTORY)
+            recorded = connection.execute(SELECT_RECORDED + " AND version >= ?", (
+                self.version, self.version)).fetchone()
+            if self.version and not recorded:
+                checksum += f"{AFTER}{self.version}"
+            connection.execute(INSERT_HISTORY, (script.version, script.name, checksum, _utc()))
             if connection.execute(UPDATE_META, (script.version,)).rowcount != 1:
                 raise sqlite3.OperationalError("its row is gone")
         except self.database.errors as error:
-            raise _Failed(script, "it spoils the table _meta, where the version is kept: "
-                          f"{error}") from None
+            message = str(error)
+            if not (_is_interrupt(message) or self.database.meaning(message)):
+                message = f"the version cannot be kept in _meta after it: {message}"
+            raise self._failure(script, None, None, message) from None
 
     def _finished(self, scripts: list[_Script]) -> None:
         """These scripts are committed."""
@@ -783,8 +785,8 @@ class _Run:
     def _judge(self, message: str, watch: _Watch, script: _Script, line: int, text: str,
                careful: bool) -> NoReturn:
         """Raise what follows from an error in a script: it runs in another way, or failed."""
-        if message == "interrupted" or (message == "not authorized" and not watch.denied):
-            raise KeyboardInterrupt from None  # it came while SQLite had the word
+        if not watch.denied and _is_interrupt(message, text):
+            raise KeyboardInterrupt from None
         if watch.misfit or not watch.denied and _needs_autocommit(message):
             script.alone = True
             raise _Again from None
@@ -796,6 +798,8 @@ class _Run:
     def _failure(self, script: _Script, line: int | None, statement: str | None, message: str,
                  ) -> _Failed:
         """Return the failure of a script for an error of SQLite's."""
+        if statement is None and _is_interrupt(message):
+            raise KeyboardInterrupt
         remedy = "Mend the script"
         if statement and statement.startswith("."):
             message = "a command of the sqlite3 program, not SQL"
@@ -926,7 +930,7 @@ class _Run:
         try:
             self.database.patiently(execute)
         except self.database.errors + (sqlite3.Warning,) as error:
-            if str(error) == "interrupted":
+            if _is_interrupt(str(error), statement):
                 raise KeyboardInterrupt from None
             raise self._failure(script, line, statement, str(error)) from None
 
@@ -1112,6 +1116,14 @@ def _enforces(connection: sqlite3.Connection) -> bool:
 
 def _journal_mode(connection: sqlite3.Connection) -> str:
     return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
+
+
+def _is_interrupt(message: str, statement: str = "") -> bool:
+    """Return whether an error stands for a KeyboardInterrupt that was raised in a function
+    that SQLite called. It is lost there: an authorizer then counts as denying, and a progress
+    handler as interrupting. (Where extensions are off, load_extension() is denied too.)"""
+    return message == "interrupted" or "load_extension" not in statement.lower() and (
+        message.startswith("not authorized") or message.endswith("is prohibited"))
 
 
 def _needs_autocommit(message: str) -> bool:
@@ -1606,7 +1618,7 @@ class _Explained:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, self.database.errors) and str(error) == "interrupted":
+        if isinstance(error, self.database.errors) and _is_interrupt(str(error)):
             raise KeyboardInterrupt from None
         if isinstance(error, MigrationError) or not isinstance(
                 error, self.database.errors + (OSError, ValueError)):
@@ -1919,6 +1931,22 @@ class _Wait:
         return waited < database.timeout
 
 
+class _Undisturbed:
+    """Let SIGINT and SIGTERM wait until what is half done is done."""
+
+    def __enter__(self) -> None:
+        import signal
+        self._before: Any = None
+        if hasattr(signal, "pthread_sigmask"):
+            self._before = signal.pthread_sigmask(
+                signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
+    def __exit__(self, *details: object) -> None:
+        import signal
+        if self._before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+
+
 class _Snapshot:
     """The copy of a database that is put back if a script on its own fails, and its lock.
 
@@ -1976,14 +2004,15 @@ class _Snapshot:
 
     def drop(self) -> None:
         """Remove the copy and the lock."""
-        with _closing(self._database.open()) as connection:
+        with _Undisturbed(), _closing(self._database.open()) as connection:
             self._database.begin(connection)
             self.remove()
 
     def put_back(self) -> None:
         """Make the database what it was when the copy was made; remove that."""
-        self._database.copy(self.path, self._database.path, "putting back")
-        self.drop()
+        with _Undisturbed():
+            self._database.copy(self.path, self._database.path, "putting back")
+            self.drop()
 
     def clear(self, version: int) -> bool:
         """Return whether the way is free. Else a runner or its script holds the lock or,
@@ -2101,6 +2130,9 @@ def _create_private(path: str, like: str) -> None:
             else:
                 mode &= 0o707  # another group is not to read it
             os.fchmod(descriptor, mode)
+    except BaseException:
+        _remove(path)
+        raise
     finally:
         os.close(descriptor)
 
@@ -2717,9 +2749,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _interruption(path: str) -> str:
     try:
-        version = _Database(path, 1.0).look()[0]
+        database = _Database(path, 0.3, report=_Report(logged=False))
+        version = database.look()[0]
     except (sqlite3.Error, OSError) as error:
         return f"interrupted. {error}"
+    if database.snapshot.exists():
+        return (f"interrupted: {path} is at version {version}, with a script not settled. Run "
+                f"this again to go on: it first puts that right, from {database.snapshot.path}.")
     return f"interrupted: {path} is at version {version}. Run this again to go on."
 
 

@@ -907,6 +907,53 @@ class Interrupts(Case):
             os.unlink("up")
             self.assertEqual(self.sql("SELECT count(*) FROM a"), [(0,)])
 
+    def test_a_failed_script_is_put_back_to_its_end_whenever_the_signal_comes(self):
+        self.sql("CREATE TABLE big AS WITH RECURSIVE r (n) AS (SELECT 1 UNION ALL SELECT n + 1 "
+                 "FROM r WHERE n < 8000) SELECT randomblob(3900) AS b FROM r")
+        self.script("0002-b.py", PY_INSERT + "c.execute('INSERT INTO a VALUES (1)')\n"
+                    "c.execute('UPDATE big SET b = zeroblob(3900)'); c.commit(); c.close()\n"
+                    "open('up', 'w'); raise SystemExit(3)\n")
+        for delay in (0.01, 0.04, 0.08, 0.15):
+            process = self.start()
+            self.wait_for(lambda: os.path.exists("up"), "the script")
+            time.sleep(delay)  # somewhere in the put-back
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+            self.assertIn(process.returncode, (1, 130), err)
+            self.assertIn("x.db is at version 1", err)
+            self.assertEqual(self.sql("SELECT count(*) FROM a"), [(0,)])
+            self.assertEqual(self.beside(), set())
+            os.unlink("up")
+
+    def test_an_interrupt_in_a_function_that_sqlite_calls_is_not_lost(self):
+        self.script("0002-b.sql", "CREATE TABLE b (x);")
+        real = fastmigrate._Watch.__call__
+        for last in range(1, 60, 3):
+            calls = []
+
+            def call(watch, *details, last=last, calls=calls):
+                calls.append(details)
+                if len(calls) == last:
+                    raise KeyboardInterrupt
+                return real(watch, *details)
+
+            fastmigrate._Watch.__call__ = call
+            try:
+                with self.assertRaises(KeyboardInterrupt):
+                    migrate("x.db", "m")
+            except AssertionError:
+                self.assertLess(len(calls), last)  # the run was over before
+                break
+            finally:
+                fastmigrate._Watch.__call__ = real
+            self.assertEqual(self.tables(), {"a"})
+        else:
+            self.fail("the run never ended")
+
+    def test_a_denied_load_extension_is_an_error_and_no_interrupt(self):
+        self.script("0002-b.sql", "SELECT load_extension('none');")
+        self.refuses(self.go(), "0002-b.sql:1", "not authorized")
+
     def test_a_wait_for_a_lock_ends_soon(self):
         self.script("0002-b.sql", "CREATE TABLE b (x);")
         holder = sqlite3.connect("x.db", isolation_level=None)
