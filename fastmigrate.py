@@ -135,25 +135,30 @@ DRIFT = {  # what a state of a script means to a person
                "a new database would be built without it, or run --accept.",
 }
 
-SQLITE_ERRORS = {  # what SQLite says: what that means to a person, and what to do
-    "locked": ("database is locked: another process holds {db}",
-               "Wait for that, or wait longer with --timeout"),
-    "not a database": ("{db} is not a database, or is encrypted",
-                       "Name the database file with --db"),
-    "malformed": ("{db} is damaged ({text})", "Restore a backup of it with --restore"),
-    "readonly": ("{db} is read-only, and there is something to write",
-                 "Make the file and its directory writable for this user"),
-    "unable to open": ("{db} cannot be opened ({text})",
-                       "Make the file and its directory readable and writable for this user"),
-    "is full": ("no room is left for {db} ({text})", "Make room"),
-    "disk I/O": ("the file system failed for {db} ({text})",
-                 "See that there is room, and that the disk is sound"),
+SQLITE_ERRORS = {  # how what SQLite says begins: what it means to a person, what to do
+    "database is locked": ("database is locked: another process holds {db}",
+                           "Wait for that, or wait longer with --timeout"),
+    "file is not a database": ("{db} is not a database, or is encrypted",
+                               "Name the database file with --db"),
+    "database disk image is malformed": ("{db} is damaged ({text})",
+                                         "Restore a backup of it with --restore"),
+    "malformed database schema": ("{db} is damaged ({text})",
+                                  "Restore a backup of it with --restore"),
+    "attempt to write a readonly database": (
+        "{db} is read-only, and there is something to write",
+        "Make the file and its directory writable for this user"),
+    "unable to open database file": (
+        "{db} cannot be opened ({text})",
+        "Make the file and its directory readable and writable for this user"),
+    "database or disk is full": ("no room is left for {db} ({text})", "Make room"),
+    "disk I/O error": ("the file system failed for {db} ({text})",
+                       "See that there is room, and that the disk is sound"),
 }
 
 TEMPLATES = {  # of new scripts
     ".sql": "-- {}\n",
     ".sh": "#!/bin/sh\n# {}: the database is $1\nset -eu\n",
-    ".py": '"""{}"""\n\nimport sqlite3\nimport sys\n\n'
+    ".py": "# {}\n\nimport sqlite3\nimport sys\n\n"
            "connection = sqlite3.connect(sys.argv[1])\nwith connection:\n    pass\n",
 }
 
@@ -380,9 +385,8 @@ def status(db_path: StrPath, migrations_dir: StrPath, *,
         late or missing.
 
     Raises:
-        FileNotFoundError: there is no such database or directory.
-        ValueError: two scripts have one index.
-        MigrationError: the database cannot be read, or is unversioned.
+        MigrationError: the database or the directory cannot be read, the database is
+            unversioned, or two scripts have one index.
     """
     return _Run(_Database(db_path, connect=connect), migrations_dir).status()
 
@@ -393,6 +397,7 @@ def verify(db_path: StrPath, migrations_dir: StrPath, *,
     return how the schema of this one differs, as a unified diff: "" if it does not.
 
     Raises:
+        FileNotFoundError: there is no such database.
         MigrationError: the database cannot be read, or a script failed.
     """
     database = _Database(db_path, connect=connect)
@@ -411,6 +416,7 @@ def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None
         diff, "rows": {table: [before, after]} where their number changes}.
 
     Raises:
+        FileNotFoundError: there is no such database.
         MigrationError: as migrate() would for the database itself, which is untouched.
     """
     return _rehearse(_Database(db_path, connect=connect), migrations_dir, to)
@@ -425,6 +431,7 @@ def enroll_db(db_path: StrPath, migrations_dir: StrPath, *,
     proved to rebuild it, and the version is 1.
 
     Raises:
+        FileNotFoundError: there is no such database.
         MigrationError: the database is versioned, or no version has its schema; the
             message shows how it differs from the nearest. Nothing was changed.
     """
@@ -674,8 +681,10 @@ class _Run:
             if connection.execute(UPDATE_META, (script.version,)).rowcount != 1:
                 raise sqlite3.OperationalError("its row is gone")
         except self.database.errors as error:
+            if _is_interrupt(error):
+                raise KeyboardInterrupt from None
             message = str(error)
-            if not (_is_interrupt(message) or self.database.meaning(message)):
+            if not self.database.meaning(message):
                 message = f"the version cannot be kept in _meta after it: {message}"
             raise self._failure(script, None, None, message) from None
 
@@ -741,6 +750,8 @@ class _Run:
         try:
             self.database.commit(connection)
         except self.database.errors as error:
+            if _is_interrupt(error):
+                raise KeyboardInterrupt from None
             raise self._failure(script, None, None, str(error)) from None
 
     def _undo(self, connection: sqlite3.Connection, mode: str) -> None:
@@ -776,30 +787,29 @@ class _Run:
                 try:
                     connection.executescript(piece)
                 except self.database.errors as error:
-                    self._judge(str(error), watch, script, number, piece, careful)
+                    self._judge(error, watch, script, number, piece, careful)
                 if not connection.in_transaction:
-                    self._judge("not within a transaction", watch, script, number, piece, careful)
+                    script.alone = True
+                    raise _Again
             self._tick()
             line, text = next(blocks, (0, ""))
 
-    def _judge(self, message: str, watch: _Watch, script: _Script, line: int, text: str,
+    def _judge(self, error: Exception, watch: _Watch, script: _Script, line: int, text: str,
                careful: bool) -> NoReturn:
         """Raise what follows from an error in a script: it runs in another way, or failed."""
-        if not watch.denied and _is_interrupt(message, text):
+        if not watch.denied and _is_interrupt(error, text):
             raise KeyboardInterrupt from None
-        if watch.misfit or not watch.denied and _needs_autocommit(message):
+        if watch.misfit or not watch.denied and _needs_autocommit(str(error)):
             script.alone = True
             raise _Again from None
         if not careful:
             script.careful_from = line  # from this block on, statement by statement
             raise _Again from None
-        raise self._failure(script, line, text, watch.denied or message) from None
+        raise self._failure(script, line, text, watch.denied or str(error)) from None
 
     def _failure(self, script: _Script, line: int | None, statement: str | None, message: str,
                  ) -> _Failed:
         """Return the failure of a script for an error of SQLite's."""
-        if statement is None and _is_interrupt(message):
-            raise KeyboardInterrupt
         remedy = "Mend the script"
         if statement and statement.startswith("."):
             message = "a command of the sqlite3 program, not SQL"
@@ -913,6 +923,7 @@ class _Run:
     def _run_statements(self, script: _Script) -> None:
         """Run an SQL script as the sqlite3 program does, each statement by itself."""
         with _closing(self.database.open()) as connection:
+            _unenforce(connection)
             connection.set_progress_handler(self._tick, TICK_INSTRUCTIONS)
             for line, text in script.blocks():
                 for number, statement in _statements(text, line):
@@ -930,7 +941,7 @@ class _Run:
         try:
             self.database.patiently(execute)
         except self.database.errors + (sqlite3.Warning,) as error:
-            if _is_interrupt(str(error), statement):
+            if _is_interrupt(error, statement):
                 raise KeyboardInterrupt from None
             raise self._failure(script, line, statement, str(error)) from None
 
@@ -944,8 +955,6 @@ class _Run:
         command = script.command()
         with tempfile.TemporaryFile() as output:
             shown = self.report.output
-            if shown:
-                sys.stdout.flush()
             alive, held = os.pipe()  # at its end when no process of the script's is left
             try:
                 process = subprocess.Popen(
@@ -1110,6 +1119,12 @@ def _states(folder: str, version: int, names: dict[int, str], rows: list[Row],
     return states
 
 
+def _unenforce(connection: sqlite3.Connection) -> None:
+    """Turn foreign keys off, or the rebuild of a table deletes its children. They may be on
+    by the application's `connect`, or by the way SQLite was built."""
+    connection.execute("PRAGMA foreign_keys = OFF")
+
+
 def _enforces(connection: sqlite3.Connection) -> bool:
     return bool(connection.execute("PRAGMA foreign_keys").fetchone()[0])
 
@@ -1118,10 +1133,14 @@ def _journal_mode(connection: sqlite3.Connection) -> str:
     return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
 
 
-def _is_interrupt(message: str, statement: str = "") -> bool:
+def _is_interrupt(error: Exception, statement: str = "") -> bool:
     """Return whether an error stands for a KeyboardInterrupt that was raised in a function
     that SQLite called. It is lost there: an authorizer then counts as denying, and a progress
-    handler as interrupting. (Where extensions are off, load_extension() is denied too.)"""
+    handler as interrupting. (Where extensions are off, load_extension() is denied too; and
+    an IntegrityError may say whatever the script's RAISE() does.)"""
+    message = str(error)
+    if isinstance(error, MigrationError) or type(error).__name__ == "IntegrityError":
+        return False
     return message == "interrupted" or "load_extension" not in statement.lower() and (
         message.startswith("not authorized") or message.endswith("is prohibited"))
 
@@ -1618,7 +1637,7 @@ class _Explained:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, self.database.errors) and _is_interrupt(str(error)):
+        if isinstance(error, self.database.errors) and _is_interrupt(error):
             raise KeyboardInterrupt from None
         if isinstance(error, MigrationError) or not isinstance(
                 error, self.database.errors + (OSError, ValueError)):
@@ -1653,7 +1672,6 @@ class _Database:
         connection.isolation_level = None
         connection.row_factory = None
         connection.execute("PRAGMA busy_timeout = 100")
-        connection.execute("PRAGMA foreign_keys = OFF")  # or a rebuilt table takes its children
         return connection
 
     def look(self, also: Reader = lambda connection, version: None) -> tuple[int, Any]:
@@ -1707,7 +1725,7 @@ class _Database:
     def meaning(self, text: str) -> tuple[str, str] | None:
         """Return what an error of SQLite's means and what to do, None if it is in the SQL."""
         for sign, (meaning, remedy) in SQLITE_ERRORS.items():
-            if sign in text:
+            if text.startswith(sign):
                 return meaning.format(db=self.shown, text=text), remedy
         return None
 
@@ -1756,6 +1774,7 @@ class _Database:
         while True:
             connection = self.open()
             try:
+                _unenforce(connection)
                 self.begin(connection)
                 if not self.snapshot.exists():
                     return connection
@@ -1785,8 +1804,8 @@ class _Database:
 
     # -------------------------------------------------------------- changing by hand
 
-    def create(self) -> None:
-        """Create the database at version 0, unless somebody else is faster."""
+    def create(self) -> bool:
+        """Create the database at version 0; return False if somebody else was faster."""
         real = os.path.realpath(self.path)
         new = f"{real}-new-{os.getpid()}-{id(self)}"
         with self.explained():
@@ -1800,8 +1819,9 @@ class _Database:
                     connection.execute(INSERT_META, (0,))
                     connection.execute("COMMIT")
                 _sync(new)
-                _place(new, real)
+                placed = _place(new, real)
                 _sync(os.path.dirname(real))
+                return placed
             finally:
                 _remove(new, new + "-journal")
 
@@ -2080,7 +2100,8 @@ class _Snapshot:
 
 
 def _is_locked(error: Exception) -> bool:
-    return "is locked" in str(error) or "locking protocol" in str(error)
+    return str(error).startswith(("database is locked", "database table is locked",
+                                  "database schema is locked", "locking protocol"))
 
 
 def _read_version(connection: sqlite3.Connection, name: str) -> int:
@@ -2108,7 +2129,7 @@ def _read_version(connection: sqlite3.Connection, name: str) -> int:
 def _prove_sound(connection: sqlite3.Connection, version: int) -> None:
     found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
-        raise sqlite3.DatabaseError(f"malformed: {found}")
+        raise sqlite3.DatabaseError(f"database disk image is malformed: {found}")
 
 
 def _create_private(path: str, like: str) -> None:
@@ -2137,18 +2158,20 @@ def _create_private(path: str, like: str) -> None:
         os.close(descriptor)
 
 
-def _place(new: str, path: str) -> None:
-    """Give a new file its name, unless that is taken."""
+def _place(new: str, path: str) -> bool:
+    """Give a new file its name; return False if that is taken."""
     try:
         if os.name == "nt":
             os.rename(new, path)  # fails there if the name is taken
         else:
             os.link(new, path)
     except FileExistsError:
-        pass
+        return False
     except OSError:  # a file system without links, such as exFAT
-        if not os.path.exists(path):
-            os.rename(new, path)
+        if os.path.exists(path):
+            return False
+        os.rename(new, path)
+    return True
 
 
 def _try_lock(path: str) -> int:
@@ -2494,25 +2517,30 @@ class _Signals:
             raise KeyboardInterrupt
 
 
+def _number(low: int, high: int) -> Callable[[str], int]:
+    """Return what reads an argument that is a number in this range."""
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and low <= int(text) <= high):
+            import argparse
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        return int(text)
+    return parse
+
+
+def _timeout(text: str) -> float:
+    """Read an argument that is a number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1e9:
+        import argparse
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     import argparse
-
-    def number(low: int, high: int) -> Callable[[str], int]:
-        def parse(text: str) -> int:
-            if not (text.isascii() and text.isdecimal() and low <= int(text) <= high):
-                raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
-            return int(text)
-        return parse
-
-    def seconds(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = -1
-        if not 0 <= value < 1e9:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-        return value
-
     parser = argparse.ArgumentParser(
         prog="fastmigrate", allow_abbrev=False, add_help=False, epilog=EXAMPLES,
         usage="fastmigrate [--db PATH] [--migrations DIR] [options]",
@@ -2526,14 +2554,14 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--config", metavar="FILE",
                        help="ini file: db and migrations in [paths] (.fastmigrate)")
     how = parser.add_argument_group("migrating")
-    version = number(0, MAX_VERSION)
+    version = _number(0, MAX_VERSION)
     how.add_argument("--backup", action="store_true", help="make a backup first")
     how.add_argument("--to", metavar="N", type=version, help="stop after version N")
-    how.add_argument("--timeout", metavar="S", type=seconds, default=30.0,
+    how.add_argument("--timeout", metavar="S", type=_timeout, default=30.0,
                      help="seconds to wait for another process (30)")
     how.add_argument("--no-snapshot", action="store_true",
                      help="what .py, .sh and the like do stays if they fail")
-    how.add_argument("--jobs", metavar="N", type=number(1, 999), default=1,
+    how.add_argument("--jobs", metavar="N", type=_number(1, 999), default=1,
                      help="processes, for several databases (1)")
     actions = parser.add_argument_group("instead of migrating").add_mutually_exclusive_group()
     for flag, text in (
@@ -2611,10 +2639,8 @@ def _command(arguments: argparse.Namespace, path: str) -> int:
     database = _Database(path, arguments.timeout, report=report)
     run = _Run(database, folder, arguments.to, arguments.backup, not arguments.no_snapshot)
     if action == "createdb":
-        existed = os.path.exists(database.path)
-        if not existed:
-            database.create()
-        report.result(f"{path} {'is there already' if existed else 'created'}, at version "
+        created = not os.path.exists(database.path) and database.create()
+        report.result(f"{path} {'created' if created else 'is there already'}, at version "
                       f"{database.look()[0]}")
     elif action == "status":
         _show_status(run.status(), arguments.json)
@@ -2742,12 +2768,15 @@ def main(argv: list[str] | None = None) -> int:
             _complain(f"error: {error}")
             return 1
         except KeyboardInterrupt:
-            for path in (arguments.db or [])[:1]:
-                _complain(_interruption(path))
+            _complain(_interruption(arguments.db or []))
             return 128 + (signals.number or 2)
 
 
-def _interruption(path: str) -> str:
+def _interruption(paths: list[str]) -> str:
+    """Return what to say of an interrupt: where the database stands."""
+    if len(paths) != 1:
+        return "interrupted: see --status for where each database stands. Run this again to go on."
+    path = paths[0]
     try:
         database = _Database(path, 0.3, report=_Report(logged=False))
         version = database.look()[0]

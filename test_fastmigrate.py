@@ -411,6 +411,20 @@ class SqlScripts(Case):
                          "  SELECT RAISE(ROLLBACK, 'never'); END;\nINSERT INTO b VALUES (1);",
                       "never")
 
+    def test_the_words_of_a_script_are_not_taken_for_those_of_sqlite(self):
+        self.create()
+        for words in ("account is locked", "the cup is full", "not authorized", "interrupted",
+                      "access is prohibited", "input malformed", "it is readonly"):
+            for first in ("", "-- fastmigrate: no-transaction\n"):
+                since = time.monotonic()
+                error = self.fails_at(
+                    4 + bool(first), first + "CREATE TABLE t (x);\nCREATE TRIGGER g BEFORE INSERT "
+                    f"ON t BEGIN\n  SELECT RAISE(ABORT, '{words}'); END;\nINSERT INTO t VALUES (1);")
+                self.assertIn(f": {words}\n", str(error))
+                self.assertLess(time.monotonic() - since, 20)  # it waited for no lock
+        self.fails_at(2, "CREATE TABLE t (x CONSTRAINT is_locked CHECK (x > 0));\n"
+                         "INSERT INTO t VALUES (0);", "CHECK constraint failed: is_locked")
+
     def test_a_failing_script_with_fts5_leaves_those_before_it_whole(self):
         try:
             sqlite3.connect(":memory:").execute("CREATE VIRTUAL TABLE f USING fts5 (x)")
@@ -803,13 +817,8 @@ class Crashes(Case):
         finally:
             connection.close()
 
-    def test_after_a_kill_of_the_whole_group(self):
-        self.kill_and_go_on(True)
-
-    def test_after_a_kill_of_the_runner_alone(self):
-        self.kill_and_go_on(False)
-
-    def test_after_a_script_has_killed_its_runner(self):
+    def die_in_a_script(self):
+        """Leave the database as a runner leaves it that was killed by its second script."""
         migrate("x.db", "m", to=1)
         self.script("0002-x.sh", f'{sys.executable} -c "{PY_INSERT}\n'
                     'c.execute(\'INSERT INTO log VALUES (2, 77)\'); c.commit()" "$1"\n'
@@ -817,6 +826,29 @@ class Crashes(Case):
         process = self.start()
         process.communicate()
         self.assertEqual(process.returncode, -signal.SIGKILL)
+
+    def test_of_many_that_find_a_dead_run_one_recovers_and_all_go_on(self):
+        self.die_in_a_script()
+        self.script("0002-x.sh", f'{sys.executable} -c "{PY_INSERT}\n'
+                    'c.execute(\'INSERT INTO log VALUES (2, 2)\'); c.commit()" "$1"\n')
+        said = []
+        for process in [self.start("--to", "2") for _ in range(6)]:
+            _, err = process.communicate(timeout=60)
+            self.assertEqual(process.returncode, 0, err)
+            said.append(err)
+        self.assertEqual("".join(said).count("put back"), 1)
+        self.assertEqual(self.sql("SELECT * FROM log"), [(2, 2)])
+        (backup,) = self.beside()
+        self.assertEqual(self.sql("SELECT * FROM log", backup), [(2, 77)])
+
+    def test_after_a_kill_of_the_whole_group(self):
+        self.kill_and_go_on(True)
+
+    def test_after_a_kill_of_the_runner_alone(self):
+        self.kill_and_go_on(False)
+
+    def test_after_a_script_has_killed_its_runner(self):
+        self.die_in_a_script()
         self.assertEqual(self.sql("SELECT * FROM log"), [(2, 77)])
         self.script("0002-x.sh", ":")
         result = self.works(self.go("--to", "2"))
@@ -839,12 +871,7 @@ class Crashes(Case):
         self.assertEqual(self.beside(), set())
 
     def test_a_reader_may_hold_the_database_while_it_is_put_back(self):
-        migrate("x.db", "m", to=1)
-        self.script("0002-x.sh", f'{sys.executable} -c "{PY_INSERT}\n'
-                    'c.execute(\'INSERT INTO log VALUES (2, 77)\'); c.commit()" "$1"\n'
-                    'kill -9 $PPID\n')
-        process = self.start()
-        process.communicate()
+        self.die_in_a_script()
         reader = sqlite3.connect("x.db", isolation_level=None)
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM log").fetchall()
@@ -987,6 +1014,13 @@ class ManyStarters(Case):
         self.assertEqual([n for n, in self.sql("SELECT n FROM log")], list(range(2, 14)))
         self.assertEqual(self.beside(), set())
 
+    def test_of_many_that_create_one_says_so(self):
+        processes = [self.start("--createdb") for _ in range(8)]
+        said = [process.communicate(timeout=60)[0] for process in processes]
+        self.assertEqual([process.returncode for process in processes], [0] * 8)
+        self.assertEqual(sum("created" in text for text in said), 1, said)
+        self.assertEqual(self.beside(), set())
+
     def test_a_runner_waits_for_the_script_of_another_and_says_so_once(self):
         self.create()
         self.script("0001-a.py", "open('up', 'w').close()\nimport os, time\n"
@@ -1119,6 +1153,37 @@ class ForeignKeys(Case):
     def test_a_rebuild_keeps_the_children_with_the_pragma_inside_begin(self):
         self.rebuilds("BEGIN;\nPRAGMA foreign_keys = OFF;" + REBUILD
                       + "PRAGMA foreign_keys = ON;\nCOMMIT;")
+
+    def test_a_rebuild_keeps_the_children_where_connections_enforce_foreign_keys(self):
+        def connect(path):
+            connection = sqlite3.connect(path)
+            connection.execute("PRAGMA foreign_keys = ON")
+            return connection
+
+        class Enforcing(sqlite3.Connection):  # as where SQLite is built with them on
+            def __init__(self, *arguments, **options):
+                super().__init__(*arguments, **options)
+                self.execute("PRAGMA foreign_keys = ON")
+
+        def enforcing(*arguments, **options):
+            return real(*arguments, factory=Enforcing, **options)
+
+        self.script("0002-b.sql", REBUILD)
+        self.script("0003-c.sql", "-- fastmigrate: no-transaction\n" + REBUILD)
+        fastmigrate.migrate("x.db", "m", to=2, connect=connect)
+        self.assertEqual(self.albums(), 3)
+        fastmigrate.migrate("x.db", "m", to=3, connect=connect)
+        self.assertEqual(self.albums(), 3)
+        self.script("0004-d.sql", REBUILD)
+        self.script("0005-e.sql", "-- fastmigrate: no-transaction\n" + REBUILD)
+        real = sqlite3.connect
+        sqlite3.connect = enforcing
+        try:
+            database = fastmigrate._Database("x.db", connect=enforcing)
+            fastmigrate._Run(database, "m").run()
+        finally:
+            sqlite3.connect = real
+        self.assertEqual((self.version(), self.albums()), (5, 3))
 
     def test_a_pragma_that_would_do_nothing_between_begin_and_a_deletion_is_refused(self):
         self.script("0002-b.sql", "PRAGMA foreign_keys = ON;\nBEGIN;\n"
@@ -1376,8 +1441,8 @@ class Looking(Case):
         self.assertEqual(self.works(self.run_main("--migrations", "m", "--new", "Add: Users!")).out,
                          os.path.join("m", "0005-add-users.sql") + "\n")
         self.assertEqual(Path("m/0005-add-users.sql").read_text(), "-- Add: Users!\n")
-        path = fastmigrate.new_migration("m", "backfill emails.py")
-        self.assertEqual(path, Path("m/0006-backfill-emails.py"))
+        path = fastmigrate.new_migration("m", 'backfill \\N "emails".py')
+        self.assertEqual(path, Path("m/0006-backfill-n-emails.py"))
         self.works(self.go())
         self.refuses(self.run_main("--migrations", "m", "--new", "!!"), "no words")
         self.script("9999-last.sql")
@@ -1629,7 +1694,6 @@ class Refusals(Case):
 
     @unittest.skipUnless(hasattr(os, "fork") and os.path.exists("/dev/full"), "needs Linux")
     def test_a_limit_on_file_sizes_leaves_the_database_as_it_was(self):
-        import resource
         self.create()
         self.works(self.go())
         self.script("0002-b.sql", "INSERT INTO a VALUES (zeroblob(3000000));")
@@ -1645,7 +1709,6 @@ class Refusals(Case):
                 env={**os.environ, "PYTHONPATH": str(MODULE.parent)})
             return Result(done.returncode, done.stdout, done.stderr)
 
-        del resource
         self.refuses(limited(), "0002-b.sql")
         self.assertEqual((self.sql("SELECT * FROM sqlite_master"), self.version()), before)
         self.assertEqual(self.beside(), set())
