@@ -46,6 +46,16 @@ ALTER TABLE artist_new RENAME TO artist;
 PY_INSERT = "import sqlite3, sys\nc = sqlite3.connect(sys.argv[1], timeout=30)\n"
 
 
+def known(statement):
+    """Whether this SQLite has what a statement needs."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        try:
+            connection.execute(statement)
+        except sqlite3.OperationalError:
+            return False
+        return True
+
+
 class Result:
     def __init__(self, code, out, err):
         self.code, self.out, self.err = code, out, err
@@ -426,9 +436,7 @@ class SqlScripts(Case):
                          "INSERT INTO t VALUES (0);", "CHECK constraint failed: is_locked")
 
     def test_a_failing_script_with_fts5_leaves_those_before_it_whole(self):
-        try:
-            sqlite3.connect(":memory:").execute("CREATE VIRTUAL TABLE f USING fts5 (x)")
-        except sqlite3.OperationalError:
+        if not known("CREATE VIRTUAL TABLE f USING fts5 (x)"):
             self.skipTest("SQLite has no FTS5")
         self.create()
         self.script("0001-a.sql", "CREATE VIRTUAL TABLE f USING fts5 (x);"
@@ -454,6 +462,7 @@ class SqlScripts(Case):
         self.script("0001-a.sql", text)
         migrate("x.db", "m")
         plain = sqlite3.connect(":memory:")
+        self.addCleanup(plain.close)
         plain.executescript(text)
         for query in ("SELECT * FROM a", 'SELECT * FROM "odd;na""me"'):
             self.assertEqual(self.sql(query), plain.execute(query).fetchall())
@@ -1356,8 +1365,7 @@ CREATE VIRTUAL TABLE box USING rtree (id, x0, x1);
 """
 
 for optional in ("CREATE VIRTUAL TABLE words USING fts5 (a, b);", "CREATE TABLE st (a INT) STRICT;"):
-    with contextlib.suppress(sqlite3.OperationalError):  # not in every SQLite
-        sqlite3.connect(":memory:").execute(optional)
+    if known(optional):
         OBJECTS += optional
 
 
