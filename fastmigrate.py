@@ -2508,6 +2508,7 @@ class _Signals:
 
     def __exit__(self, *details: object) -> None:
         import signal
+        self.number = self.number or -1  # too late to interrupt anything
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -2748,33 +2749,35 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: the arguments, without the program's name; None for those of the process.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
-    parser = _parser()
-    try:
-        arguments = parser.parse_args(argv)
-        if arguments.json and arguments.action != "status":
-            parser.error("--json goes with --status")
-    except SystemExit as error:
-        return int(error.code or 0)
     with _Signals() as signals:
+        arguments = None
         try:
+            for stream in (sys.stdout, sys.stderr):
+                if hasattr(stream, "reconfigure"):
+                    stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
+            parser = _parser()
+            arguments = parser.parse_args(argv)
+            if arguments.json and arguments.action != "status":
+                parser.error("--json goes with --status")
             _configure(arguments)
             if len(arguments.db) == 1 or arguments.new is not None:
                 return _guarded(arguments, arguments.db[0])
             return _several(arguments)
+        except SystemExit as error:
+            return int(error.code or 0)
         except MigrationError as error:
             _complain(f"error: {error}")
             return 1
         except KeyboardInterrupt:
-            _complain(_interruption(arguments.db or []))
+            _complain(_interruption(arguments.db or [] if arguments else []))
             return 128 + (signals.number or 2)
 
 
 def _interruption(paths: list[str]) -> str:
     """Return what to say of an interrupt: where the database stands."""
-    if len(paths) != 1:
+    if not paths:
+        return "interrupted before anything was done"
+    if len(paths) > 1:
         return "interrupted: see --status for where each database stands. Run this again to go on."
     path = paths[0]
     try:
@@ -2788,5 +2791,13 @@ def _interruption(paths: list[str]) -> str:
     return f"interrupted: {path} is at version {version}. Run this again to go on."
 
 
+def _program() -> int:
+    """Be the program of this process: no signal changes its exit code while Python ends."""
+    import signal
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # after main(), which has handlers of its own
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_program())
