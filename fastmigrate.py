@@ -74,6 +74,7 @@ KILL_SECONDS = 0.5  # between asking a script to end and ending it
 BACKUP_PAGES = 2048  # copied between two chances to be interrupted
 TICK_INSTRUCTIONS = 100_000  # of SQLite's machine, between two such chances
 SQLITE_DONE = 101
+MISMATCH = "foreign key mismatch"  # the parent has no such key
 
 CREATE_META = (
     "CREATE TABLE _meta (id INTEGER PRIMARY KEY CHECK (id = 1), "
@@ -662,6 +663,8 @@ class _Run:
                 except _Again:
                     pass
                 except _Failed as failure:
+                    if failure.kept:
+                        raise failure.error(database.shown, self.version) from None
                     failed = failure
                 finally:
                     self.report.done()
@@ -824,6 +827,11 @@ class _Run:
     def _check(self, script: _Script, before: Dangling | None, after: Dangling,
                rebuilt: Container[str] | None) -> None:
         """Refuse references that dangle since this script ran; tolerate older ones."""
+        for table, parent in [key for key, rows in after.items() if rows == [MISMATCH]]:
+            del after[table, parent]
+            self.report.warn(
+                f"after {script.name}, {table} has a foreign key that cannot work: what it refers "
+                f"to in {parent} is neither a primary key nor unique. Make it so in a script.")
         if not after:
             return
         if before is None:
@@ -899,19 +907,19 @@ class _Run:
 
     def _give_up(self, script: _Script, error: BaseException) -> None:
         """Put back what a script changed that failed or was interrupted."""
-        database = self.database
+        database, kept = self.database, ""
         try:
-            if self.snapshot:
+            if script.outlived:
+                database.snapshot.release()
+                kept = (f"A process that it started is still running, and may write to "
+                        f"{database.shown}: the next run waits for its end"
+                        f"{', and puts back what was there' if self.snapshot else ''}.")
+            elif self.snapshot:
                 database.snapshot.put_back()
-                return
-            database.snapshot.drop()
-            kept = (f"There was no snapshot: {database.shown} is at version {self.version}, and "
-                    f"holds what {script.name} did before it failed.")
-            if not isinstance(error, _Failed):
-                self.report.warn(kept)
             else:
-                error.kept = kept
-                error.remedy = "Make the database right by hand, or restore a backup"
+                database.snapshot.drop()
+                kept = (f"There was no snapshot: {database.shown} is at version {self.version}, "
+                        f"and holds what {script.name} did before it failed.")
         except database.errors + (OSError,) as second:
             database.snapshot.release()
             raise MigrationError(
@@ -919,6 +927,12 @@ class _Run:
                 f"back: {database.reason(second)}\nIt holds what the script left. The next "
                 f"run puts it back, from {database.snapshot.path}, before anything else.",
                 path=script.path, version=self.version) from error
+        if kept and isinstance(error, _Failed):
+            error.kept = kept
+            error.remedy = ("End that process" if script.outlived else
+                            "Make the database right by hand, or restore a backup")
+        elif kept:
+            self.report.warn(kept)
 
     def _run_statements(self, script: _Script) -> None:
         """Run an SQL script as the sqlite3 program does, each statement by itself."""
@@ -972,18 +986,17 @@ class _Run:
                 os.close(held)
             try:
                 status = self._wait_for(process)
-                over = status != 0 or self._is_over(script, alive)
+                if status == 0 and self._is_over(script, alive):
+                    return
+                raise _Failed(script, _describe(status) if status else
+                              f"it ended, but processes that it started did not, for "
+                              f"{self.database.timeout:g} s", output=_tail(output))
             except BaseException:
                 _end(process)
+                script.outlived = posix and not _ends(alive, KILL_SECONDS)
                 raise
             finally:
                 os.close(alive)
-            if status == 0 and over:
-                return
-            _end(process)
-            raise _Failed(script, _describe(status) if status else
-                          f"it ended, but processes that it started did not, for "
-                          f"{self.database.timeout:g} s", output=_tail(output))
 
     def _wait_for(self, process: subprocess.Popen[bytes]) -> int:
         if not self.report.terminal:
@@ -997,15 +1010,12 @@ class _Run:
 
     def _is_over(self, script: _Script, alive: int) -> bool:
         """Return whether all processes of a script end within the time to wait."""
-        if os.name != "posix":
-            return True
-        import select
         timeout = self.database.timeout
-        if select.select([alive], [], [], min(0.5, timeout))[0]:
+        if os.name != "posix" or _ends(alive, min(0.5, timeout)):
             return True
         self.report.warn(f"{script.name} has ended, but not all processes that it started: "
                          f"waiting up to {timeout:g} s for them")
-        return bool(select.select([alive], [], [], timeout)[0])
+        return _ends(alive, timeout)
 
     # -------------------------------------------------------------- looking
 
@@ -1177,6 +1187,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def _ends(alive: int, timeout: float) -> bool:
+    """Return whether all that hold the other end of a pipe close it within the time."""
+    import select
+    return bool(select.select([alive], [], [], timeout)[0])
+
+
 def _describe(status: int) -> str:
     if status > 0:
         return f"it failed with exit status {status}"
@@ -1209,6 +1225,7 @@ class _Script:
         self.alone = not self.sql  # does not fit in a transaction: runs under a snapshot
         self.careful_from: int | None = None  # the line of the block that failed
         self.measured = False  # what dangled before it matters, since something does after
+        self.outlived = False  # a process that it started cannot be ended
         self.directives: set[str] = set()
         self.pragmas: list[tuple[int, str]] = []  # (line, statement), to run before BEGIN
         self.checksum = ""
@@ -1588,8 +1605,10 @@ def _dangling(connection: sqlite3.Connection, tables: Iterable[str]) -> Dangling
             for parent, row in connection.execute(SELECT_DANGLING, (table,)):
                 found.setdefault((table, parent), []).append(row)
         except connection.OperationalError as error:
-            if "foreign key mismatch" not in str(error):
-                raise  # else the parent has no such key: SQLite itself cannot check this
+            if MISMATCH not in str(error):
+                raise
+            parent = str(error).rpartition('referencing "')[2].rstrip('"').lower()
+            found.setdefault((table, parent), []).append(MISMATCH)
     return found
 
 
@@ -1807,9 +1826,9 @@ class _Database:
     def create(self) -> bool:
         """Create the database at version 0; return False if somebody else was faster."""
         real = os.path.realpath(self.path)
-        new = f"{real}-new-{os.getpid()}-{id(self)}"
         with self.explained():
             os.makedirs(os.path.dirname(real), exist_ok=True)
+            new = _aside(real)
             try:
                 with _closing(self.open(new)) as connection:
                     connection.execute("PRAGMA synchronous = OFF")  # it is synced when complete
@@ -1818,10 +1837,7 @@ class _Database:
                     connection.execute(CREATE_META)
                     connection.execute(INSERT_META, (0,))
                     connection.execute("COMMIT")
-                _sync(new)
-                placed = _place(new, real)
-                _sync(os.path.dirname(real))
-                return placed
+                return _place(new, real)
             finally:
                 _remove(new, new + "-journal")
 
@@ -1883,29 +1899,21 @@ class _Database:
     def back_up(self) -> str:
         """Copy the database to a backup beside it, named by the time; return its path."""
         self.must_exist()
-        now = int(time.time())
-        path = ""
+        new, now = _aside(self.path), int(time.time())
         try:
+            _create_private(new, self.path)
+            self.copy(self.path, new, "backup")
             while True:
                 end = time.strftime(".%Y%m%d_%H%M%S.backup", time.localtime(now))
-                try:
-                    _create_private(self.path + end, self.path)
-                    break
-                except FileExistsError:
-                    now += 1  # two in one second: this one takes the next
-            path = self.path + end
-            self.copy(self.path, path, "backup")
-            _sync(path)
-            _sync(os.path.dirname(path))
-        except BaseException as error:
-            if path:
-                _remove(path)
-            if isinstance(error, self.errors + (OSError,)):
-                raise MigrationError(f"no backup of {self.shown} could be made: "
-                                     f"{self.reason(error)}. Nothing was changed. Make room "
-                                     "and rights beside it, then run this again.") from error
-            raise
-        return self.given + end
+                if _place(new, self.path + end):
+                    return self.given + end
+                now += 1  # two in one second: this one takes the next
+        except self.errors + (OSError,) as error:
+            raise MigrationError(f"no backup of {self.shown} could be made: {self.reason(error)}. "
+                                 "Nothing was changed. Make room and rights beside it, then run "
+                                 "this again.") from error
+        finally:
+            _remove(new)
 
     def copy(self, source: str, target: str, doing: str) -> None:
         """Copy one state of a database over another, in one transaction of that."""
@@ -2158,19 +2166,41 @@ def _create_private(path: str, like: str) -> None:
         os.close(descriptor)
 
 
+def _aside(path: str) -> str:
+    """Return a name beside a file for one that takes its place when it is complete; remove
+    what processes of this host left that died before that."""
+    if os.name != "posix":
+        return f"{path}-new-{os.getpid()}-{os.urandom(4).hex()}"
+    host = f"-new-{os.uname().nodename}-"  # processes are numbered by host, or container
+    folder, name = os.path.split(path + host)
+    for other in os.listdir(folder):
+        process = other[len(name):].partition("-")[0]
+        if other.startswith(name) and process.isdecimal():
+            try:
+                os.kill(int(process), 0)
+            except ProcessLookupError:
+                _remove(os.path.join(folder, other))
+            except OSError:
+                pass  # it is alive, and somebody else's
+    return f"{path}{host}{os.getpid()}-{os.urandom(4).hex()}"
+
+
 def _place(new: str, path: str) -> bool:
-    """Give a new file its name; return False if that is taken."""
+    """Give a complete file its name for good; return False if that is taken."""
+    _sync(new)
     try:
         if os.name == "nt":
             os.rename(new, path)  # fails there if the name is taken
         else:
             os.link(new, path)
+            _remove(new)
     except FileExistsError:
         return False
     except OSError:  # a file system without links, such as exFAT
         if os.path.exists(path):
             return False
         os.rename(new, path)
+    _sync(os.path.dirname(path))
     return True
 
 
@@ -2780,11 +2810,12 @@ def _interruption(paths: list[str]) -> str:
     if len(paths) > 1:
         return "interrupted: see --status for where each database stands. Run this again to go on."
     path = paths[0]
+    database = _Database(path, 0.3, report=_Report(logged=False))
     try:
-        database = _Database(path, 0.3, report=_Report(logged=False))
         version = database.look()[0]
     except (sqlite3.Error, OSError) as error:
-        return f"interrupted. {error}"
+        return (f"interrupted: the version of {path} cannot be read now "
+                f"({database.reason(error.__cause__ or error)}). Run this again to go on.")
     if database.snapshot.exists():
         return (f"interrupted: {path} is at version {version}, with a script not settled. Run "
                 f"this again to go on: it first puts that right, from {database.snapshot.path}.")

@@ -943,6 +943,34 @@ class Interrupts(Case):
             os.unlink("up")
             self.assertEqual(self.sql("SELECT count(*) FROM a"), [(0,)])
 
+    def test_a_process_that_cannot_be_ended_is_waited_for_by_the_next_run(self):
+        self.script("late.py", PY_INSERT + "import os, time\n"
+                    "while os.path.exists('go'): time.sleep(0.01)\n"
+                    "c.execute('INSERT INTO a VALUES (1)'); c.commit()\n", folder=".")
+        text = ("import subprocess, sys, time\n"
+                "subprocess.Popen([sys.executable, 'late.py', sys.argv[1]], close_fds=False,\n"
+                "                 start_new_session=True)\n"
+                "open('up', 'w'); time.sleep({}); sys.exit(3)\n")
+        for seconds, code in ((0, 1), (100, 130)):
+            script = self.script("0002-b.py", text.format(seconds))
+            Path("go").touch()
+            process = self.start()
+            self.wait_for(lambda: os.path.exists("up"), "the script")
+            if code == 130:
+                process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+            self.assertEqual(process.returncode, code, err)
+            self.assertIn("A process that it started is still running, and may write to x.db: "
+                          "the next run waits for its end, and puts back what was there.", err)
+            script.unlink()
+            following = self.start()
+            self.assertIn("runs 0002-b.py, holds x.db", following.stderr.readline())
+            os.unlink("go")
+            _, err = following.communicate(timeout=30)
+            self.assertEqual(following.returncode, 0, err)
+            self.assertEqual((self.version(), self.sql("SELECT * FROM a")), (1, []))
+            os.unlink("up")
+
     def test_a_failed_script_is_put_back_to_its_end_whenever_the_signal_comes(self):
         self.sql("CREATE TABLE big AS WITH RECURSIVE r (n) AS (SELECT 1 UNION ALL SELECT n + 1 "
                  "FROM r WHERE n < 8000) SELECT randomblob(3900) AS b FROM r")
@@ -1209,6 +1237,13 @@ class ForeignKeys(Case):
         migrate("x.db", "m")
         self.assertEqual(self.albums(), 0)
 
+    def test_a_parent_that_loses_its_key_is_said(self):
+        self.script("0002-b.sql", REBUILD.replace(" PRIMARY KEY", ""))
+        self.assertEqual(self.go().err, "warning: after 0002-b.sql, album has a foreign key that "
+                         "cannot work: what it refers to in artist is neither a primary key nor "
+                         "unique. Make it so in a script.\n")
+        self.assertEqual((self.version(), self.albums()), (2, 3))
+
     def test_a_new_violation_is_refused_whatever_caused_it(self):
         for text in ("DELETE FROM artist WHERE id = 2;", "UPDATE artist SET id = 5 WHERE id = 2;",
                      "INSERT INTO album VALUES (13, 99);", "UPDATE album SET artist = 99;",
@@ -1337,6 +1372,17 @@ class Backups(Case):
         self.assertEqual(self.version(), 1)
         with self.assertLogs("fastmigrate", logging.ERROR):
             self.assertIsNone(fastmigrate.create_db_backup("x.db"))
+
+    @posix_only
+    def test_what_is_half_made_has_no_final_name_and_goes_when_its_maker_is_dead(self):
+        killed = ("import os, sys; sys.path.insert(0, sys.argv[1]); import fastmigrate as f\n"
+                  "f._sync = lambda path: os.kill(os.getpid(), 9)\nf.{}\n")
+        for call in ("create_db('y.db')", "create_db_backup('x.db')"):
+            subprocess.run([sys.executable, "-c", killed.format(call), str(MODULE.parent)])
+            self.assertEqual(len(self.beside() | self.beside("y.db")), 1)
+            self.assertEqual([n for n in os.listdir(".") if n.endswith("backup")], [])
+            exec("fastmigrate." + call)
+            self.assertEqual([n for n in os.listdir(".") if "-new-" in n], [])
 
     def test_the_backup_of_a_run_is_the_state_before_it(self):
         self.script("0002-b.sql", "CREATE TABLE b (x);")
