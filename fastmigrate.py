@@ -102,7 +102,8 @@ SELECT_DANGLING = "SELECT parent, rowid FROM pragma_foreign_key_check(?)"
 SELECT_SCHEMA = (  # in an order in which each object finds those it needs
     "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL "
     "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' "
-    "AND tbl_name NOT IN ('_meta', '_migration_history') "
+    "AND tbl_name NOT IN ('_meta', '_migration_history', "
+    "'_litestream_seq', '_litestream_lock') "  # of a replicator, which makes them itself
     "ORDER BY type = 'trigger', type = 'view', type = 'index', rowid")
 
 # In the history this joins a checksum to the version before it, where other means than a
@@ -120,8 +121,9 @@ OUTSIDE_PRAGMAS = frozenset((
     "synchronous", "temp_store", "wal_checkpoint"))
 
 # What makes shadow tables of virtual tables known, where SQLite does not say it.
-SHADOWS = ("config", "content", "data", "docsize", "idx", "node", "parent", "rowid",
-           "segdir", "segments", "stat")
+SHADOWS = ("auxiliary", "chunks", "config", "content", "data", "docsize", "idx", "info",
+           "metadatachunks", "metadatatext", "node", "parent", "rowid", "rowids", "segdir",
+           "segments", "stat", "vector_chunks")
 
 NAMING_RULE = ("a migration script is named NNNN-description.ext: four digits from 0001, "
                "a dash, and sql, py or sh")
@@ -137,10 +139,11 @@ DRIFT = {  # what a state of a script means to a person
 }
 
 SQLITE_ERRORS = {  # how what SQLite says begins: what it means to a person, what to do
-    "database is locked": ("database is locked: another process holds {db}",
+    "database is locked": ("database is locked: another connection holds {db}",
                            "Wait for that, or wait longer with --timeout"),
     "file is not a database": ("{db} is not a database, or is encrypted",
-                               "Name the database file with --db"),
+                               "Name the database file with --db, or give its key in connect"),
+    "no such module": ("{text}", "Give a connect that loads it"),
     "database disk image is malformed": ("{db} is damaged ({text})",
                                          "Restore a backup of it with --restore"),
     "malformed database schema": ("{db} is damaged ({text})",
@@ -522,11 +525,12 @@ def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
             all present columns must be among them.
 
     Raises:
+        FileNotFoundError: there is no such database.
         MigrationError: SQLite refuses the rebuild, or a reference would dangle.
     """
     database = _Database(db_path, connect=connect)
-    database.must_exist()
     table, new = _quoted(table_name), _quoted(table_name + "_new")
+    database.must_exist()
     with database.explained(), _closing(database.writing()) as connection:
         kept = [sql for sql, in connection.execute(
             "SELECT sql FROM sqlite_master WHERE tbl_name = ? AND type IN ('index', 'trigger') "
@@ -734,7 +738,7 @@ class _Run:
                 watch.start(bool(script.pragmas) and _enforces(connection))
                 self._run_blocks(connection, watch, script, text, blocks)
                 watch.on = False
-                self._check(script, before, _dangling(connection, references.suspects(watch)),
+                self._check(script, before, references.dangling(watch),
                             watch.created | watch.dropped | watch.altered)
                 self._record(connection, script)
                 self.version = script.version
@@ -830,8 +834,9 @@ class _Run:
         for table, parent in [key for key, rows in after.items() if rows == [MISMATCH]]:
             del after[table, parent]
             self.report.warn(
-                f"after {script.name}, {table} has a foreign key that cannot work: what it refers "
-                f"to in {parent} is neither a primary key nor unique. Make it so in a script.")
+                f"after {script.name}, {table} has a foreign key that cannot work: there is no "
+                f"table {parent}, or what it refers to there is neither a primary key nor "
+                "unique. Mend that in a further script.")
         if not after:
             return
         if before is None:
@@ -1032,7 +1037,7 @@ class _Run:
                 problems.append(_near_misses(near, self.folder))
             if database.snapshot.exists():
                 problems.append(f"{database.snapshot.holder()} has not finished a script: the "
-                                "next run waits for it or, if it died, puts its work back.")
+                                "next run waits for it or, if it died, sets that right.")
         return {
             "db": database.given, "version": self.version, "latest": max(names, default=0),
             "migrations": [dict(zip(("version", "name", "state", "applied_at"), state))
@@ -1591,10 +1596,22 @@ class _References:
         return [child for child, parents in tables.items()
                 if child in watch.touched or child in watch.altered or parents & threatened]
 
-    def _renamed(self, names: set[str]) -> bool:
-        there = {name for name, in self._connection.execute(
+    def dangling(self, watch: _Watch) -> Dangling:
+        """Return what dangles in the suspects, and where they refer to a table that the
+        script dropped: that has no rows to dangle if they have none."""
+        found = _dangling(self._connection, self.suspects(watch))
+        gone = watch.dropped - self._names() if watch.dropped else set()
+        for child, parents in self.tables().items() if gone else ():
+            for parent in parents & gone:
+                found.setdefault((child, parent), [MISMATCH])
+        return found
+
+    def _names(self) -> set[str]:
+        return {name for name, in self._connection.execute(
             "SELECT lower(name) FROM sqlite_master")}
-        return not names <= there
+
+    def _renamed(self, names: set[str]) -> bool:
+        return not names <= self._names()
 
 
 def _dangling(connection: sqlite3.Connection, tables: Iterable[str]) -> Dangling:
@@ -1679,10 +1696,11 @@ class _Database:
         self.report = report or _Report()
         self.errors: tuple[type[Exception], ...] = (sqlite3.Error,)
         self.snapshot = _Snapshot(self)
+        self.lasting = True  # must outlive a power cut
 
     def open(self, path: str = "") -> sqlite3.Connection:
         """Connect to the database, or to a copy of it; only we begin transactions."""
-        if self.connect is sqlite3.connect:
+        if self.connect is sqlite3.connect and self.lasting:
             return sqlite3.connect(path or self.path, timeout=0.1, isolation_level=None)
         connection = self.connect(path or self.path)
         self.errors = (sqlite3.Error, connection.Error)  # a driver may have its own
@@ -1691,6 +1709,8 @@ class _Database:
         connection.isolation_level = None
         connection.row_factory = None
         connection.execute("PRAGMA busy_timeout = 100")
+        if not self.lasting:
+            connection.execute("PRAGMA synchronous = OFF")
         return connection
 
     def look(self, also: Reader = lambda connection, version: None) -> tuple[int, Any]:
@@ -1774,8 +1794,9 @@ class _Database:
             try:
                 return act()
             except self.errors as error:
-                if not _is_locked(error) or not wait.goes_on("another process"):
+                if not _is_locked(error) or not wait.goes_on("another connection"):
                     raise
+            time.sleep(POLL_SECONDS)
 
     def begin(self, connection: sqlite3.Connection) -> None:
         """Begin a transaction that holds the write lock from its first moment. (One that
@@ -1830,16 +1851,20 @@ class _Database:
             os.makedirs(os.path.dirname(real), exist_ok=True)
             new = _aside(real)
             try:
-                with _closing(self.open(new)) as connection:
-                    connection.execute("PRAGMA synchronous = OFF")  # it is synced when complete
-                    connection.execute("PRAGMA journal_mode = OFF")
-                    connection.execute("BEGIN IMMEDIATE")
-                    connection.execute(CREATE_META)
-                    connection.execute(INSERT_META, (0,))
-                    connection.execute("COMMIT")
+                self.lay_out(new)
                 return _place(new, real)
             finally:
                 _remove(new, new + "-journal")
+
+    def lay_out(self, path: str) -> None:
+        """Make a file that is not there yet a database at version 0."""
+        with _closing(self.open(path)) as connection:
+            connection.execute("PRAGMA synchronous = OFF")  # it is synced when complete
+            connection.execute("PRAGMA journal_mode = OFF")
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(CREATE_META)
+            connection.execute(INSERT_META, (0,))
+            connection.execute("COMMIT")
 
     def set_version(self, version: int) -> None:
         """Set the version by hand; what lies above it is no longer recorded as applied."""
@@ -1883,26 +1908,29 @@ class _Database:
                 self.snapshot.release()
 
     def _keep(self) -> None:
-        """Back up what is about to be overwritten; where it is too damaged for that, make
-        way. (Truncating by name opens no descriptor, whose closing would drop locks.)"""
+        """Back up what is about to be overwritten, byte for byte if SQLite cannot read it:
+        it may be damaged, or encrypted with a key that we were not given."""
         try:
             self.report.result(f"What {self.shown} held is kept in {self.back_up()}")
         except MigrationError as error:
             if not any(sign in str(error.__cause__) for sign in ("not a database", "malformed")):
                 raise
-            self.report.warn(f"{self.shown} is damaged: no backup was made of it")
-            os.truncate(self.path, 0)
+            kept = self.back_up(_copy_bytes)
+            if os.path.exists(self.path + "-wal"):
+                _copy_bytes(self.path + "-wal", os.path.abspath(kept) + "-wal")
+            self.report.warn(f"{self.shown} cannot be read: it is kept as it is in {kept}")
+            os.truncate(self.path, 0)  # by name: closing a descriptor would drop locks
             _remove(self.path + "-journal", self.path + "-wal", self.path + "-shm")
 
     # -------------------------------------------------------------- copies
 
-    def back_up(self) -> str:
+    def back_up(self, copy: Callable[[str, str], None] | None = None) -> str:
         """Copy the database to a backup beside it, named by the time; return its path."""
         self.must_exist()
         new, now = _aside(self.path), int(time.time())
         try:
             _create_private(new, self.path)
-            self.copy(self.path, new, "backup")
+            (copy or self.copy)(self.path, new)
             while True:
                 end = time.strftime(".%Y%m%d_%H%M%S.backup", time.localtime(now))
                 if _place(new, self.path + end):
@@ -1915,13 +1943,13 @@ class _Database:
         finally:
             _remove(new)
 
-    def copy(self, source: str, target: str, doing: str) -> None:
+    def copy(self, source: str, target: str, doing: str = "backup") -> None:
         """Copy one state of a database over another, in one transaction of that."""
         wait = _Wait(self)
 
         def step(status: int, remaining: int, total: int) -> None:
             copied = status in (sqlite3.SQLITE_OK, SQLITE_DONE)
-            if not copied and not wait.goes_on("another process"):
+            if not copied and not wait.goes_on("another connection"):
                 raise sqlite3.OperationalError("database is locked")
             self.report.progress(
                 lambda: f"{doing}: {100 * (total - remaining) // (total or 1)} % of {total} pages")
@@ -2078,8 +2106,8 @@ class _Snapshot:
             self.release()
         database.report.warn(
             f"an earlier run died while a script was running. {database.shown} was put back to "
-            f"where it stood before that script. What was there is kept in {kept}, which you "
-            "may delete.")
+            f"where it stood before that script. What was there, with a part of that script's "
+            f"work, is kept in {kept}, which you may delete.")
 
     def read(self, what: Callable[[sqlite3.Connection], Any]) -> Any:
         with _closing(self._database.open(self.path)) as copy:
@@ -2104,7 +2132,7 @@ class _Snapshot:
 
     def holder(self) -> str:
         process, name, _ = self._note()
-        return f"process {process}, which runs {name}," if process else "another process"
+        return f"{name}, which process {process} started," if process else "another process"
 
 
 def _is_locked(error: Exception) -> bool:
@@ -2164,6 +2192,18 @@ def _create_private(path: str, like: str) -> None:
         raise
     finally:
         os.close(descriptor)
+
+
+def _copy_bytes(source: str, target: str) -> None:
+    """Copy a file as it is. The source is left open until the process ends: if it is a
+    database, closing it would drop every lock that this process holds on it."""
+    descriptor = os.open(source, os.O_RDONLY)
+    with open(target, "wb") as file:
+        while True:
+            data = os.read(descriptor, BLOCK)
+            if not data:
+                break
+            file.write(data)
 
 
 def _aside(path: str) -> str:
@@ -2251,10 +2291,9 @@ class _Scratch:
     def __init__(self, connect: Connect) -> None:
         import tempfile
         self._folder = tempfile.TemporaryDirectory(prefix="fastmigrate-")
-        self._connect = connect
-        self.database = _Database(os.path.join(self._folder.name, "scratch.db"),
-                                  connect=self._open)
+        self.database = _Database(os.path.join(self._folder.name, "scratch.db"), connect=connect)
         self.database.shown = "the scratch database"
+        self.database.lasting = False
 
     def __enter__(self) -> _Scratch:
         return self
@@ -2262,15 +2301,10 @@ class _Scratch:
     def __exit__(self, *details: object) -> None:
         self._folder.cleanup()
 
-    def _open(self, path: str) -> sqlite3.Connection:
-        connection = self._connect(path)
-        connection.execute("PRAGMA synchronous = OFF")  # nothing here must outlive a power cut
-        return connection
-
     def replay(self, migrations_dir: StrPath, to: int | None) -> list[_Script]:
         """Bring the scratch database from where it is to a version."""
         if not os.path.exists(self.database.path):
-            self.database.create()
+            self.database.lay_out(self.database.path)
         return _Run(self.database, migrations_dir, to).run()
 
     def schema(self) -> Schema:
@@ -2289,7 +2323,8 @@ def _objects(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
     for _, table, sql in found:
         if sql[:14].upper() == "CREATE VIRTUAL":
             shadows.update(f"{table}_{end}" for end in SHADOWS)
-    return [row for row in found if row[1] not in shadows]
+    return [row for row in found if row[1].rstrip("0123456789") not in shadows
+            and row[1] not in shadows]
 
 
 def _schema(connection: sqlite3.Connection, version: int = 0) -> Schema:
@@ -2440,6 +2475,7 @@ def _write_initial(database: _Database, schema: Schema, objects: list[tuple[str,
     except BaseException:
         os.unlink(path)
         raise
+    database.report.result(f"{path} holds its schema")
 
 
 # ------------------------------------------------------------------ messages
@@ -2667,7 +2703,7 @@ def _command(arguments: argparse.Namespace, path: str) -> int:
     if arguments.new is not None:
         print(new_migration(folder, arguments.new))
         return 0
-    database = _Database(path, arguments.timeout, report=report)
+    database = _Database(path, arguments.timeout, arguments.connect, report)
     run = _Run(database, folder, arguments.to, arguments.backup, not arguments.no_snapshot)
     if action == "createdb":
         created = not os.path.exists(database.path) and database.create()
@@ -2678,7 +2714,7 @@ def _command(arguments: argparse.Namespace, path: str) -> int:
     elif action == "check":
         return _show_check(run.status(), report)
     elif action == "verify":
-        diff = verify(path, folder)
+        diff = verify(path, folder, connect=arguments.connect)
         report.result(diff or f"the schema of {path} is that of the scripts")
         return int(bool(diff))
     elif action == "rehearse":
@@ -2708,13 +2744,13 @@ def _show_status(status: dict[str, Any], as_json: bool) -> None:
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     print(f"{status['db']} is at version {status['version']}; the scripts end at "
           f"{status['latest']}")
-    width = min(48, max((len(m["name"]) for m in status["migrations"]), default=0))
+    width = min(47, max((len(m["name"]) for m in status["migrations"]), default=0))
     for migration in status["migrations"]:
         name, state = migration["name"], migration["state"]
         name = name if len(name) <= width else name[:width - 3] + "..."
         shown = f"\x1b[{colours[state]}m{state}\x1b[0m" if coloured else state
-        when = (migration["applied_at"] or "").replace("T", " ").rstrip("Z")
-        print(f"  {name:{width}}  {shown}{' ' * (9 - len(state))}{when}".rstrip())
+        when = (migration["applied_at"] or "").replace("T", " ")
+        print(f"  {name:{width}}  {shown}{' ' * (9 - len(state))}{when}".rstrip(), flush=True)
     for problem in status["problems"]:
         _complain("warning: " + problem)
 
@@ -2762,9 +2798,10 @@ def _several(arguments: argparse.Namespace) -> int:
                                   chunksize=8))
     versions: dict[str, int] = {}
     for path, code in zip(arguments.db, codes):
-        at = "failed" if code else f"at version {get_db_version(path)}"
+        at = "failed" if code else (
+            f"at version {get_db_version(path, connect=arguments.connect)}")
         versions[at] = versions.get(at, 0) + 1
-    if not arguments.quiet:
+    if not arguments.quiet and not arguments.json:
         print(", ".join(f"{_plural(count, 'database')} {at}" for at, count in versions.items()))
     failed = [path for path, code in zip(arguments.db, codes) if code]
     if failed:
@@ -2772,12 +2809,14 @@ def _several(arguments: argparse.Namespace) -> int:
     return int(bool(failed))
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -> int:
     """Run the command line; return its exit code: 0 done, 1 refused or failed, 2 usage,
     130 interrupted, 143 terminated.
 
     Args:
         argv: the arguments, without the program's name; None for those of the process.
+        connect: called as connect(path) for every connection. A program that passes its
+            own is the command line for databases that need an extension or a key.
     """
     with _Signals() as signals:
         arguments = None
@@ -2787,6 +2826,7 @@ def main(argv: list[str] | None = None) -> int:
                     stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
             parser = _parser()
             arguments = parser.parse_args(argv)
+            arguments.connect = connect
             if arguments.json and arguments.action != "status":
                 parser.error("--json goes with --status")
             _configure(arguments)
@@ -2799,18 +2839,18 @@ def main(argv: list[str] | None = None) -> int:
             _complain(f"error: {error}")
             return 1
         except KeyboardInterrupt:
-            _complain(_interruption(arguments.db or [] if arguments else []))
+            _complain(_interruption(arguments.db or [] if arguments else [], connect))
             return 128 + (signals.number or 2)
 
 
-def _interruption(paths: list[str]) -> str:
+def _interruption(paths: list[str], connect: Connect) -> str:
     """Return what to say of an interrupt: where the database stands."""
     if not paths:
         return "interrupted before anything was done"
     if len(paths) > 1:
         return "interrupted: see --status for where each database stands. Run this again to go on."
     path = paths[0]
-    database = _Database(path, 0.3, report=_Report(logged=False))
+    database = _Database(path, 0.3, connect, _Report(logged=False))
     try:
         version = database.look()[0]
     except (sqlite3.Error, OSError) as error:

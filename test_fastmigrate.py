@@ -964,7 +964,7 @@ class Interrupts(Case):
                           "the next run waits for its end, and puts back what was there.", err)
             script.unlink()
             following = self.start()
-            self.assertIn("runs 0002-b.py, holds x.db", following.stderr.readline())
+            self.assertIn("0002-b.py, which process ", following.stderr.readline())
             os.unlink("go")
             _, err = following.communicate(timeout=30)
             self.assertEqual(following.returncode, 0, err)
@@ -1068,7 +1068,7 @@ class ManyStarters(Case):
         _, err = second.communicate(timeout=30)
         self.assertEqual(second.returncode, 1)
         self.assertEqual(err.count("waiting up to 0.7 s"), 1, err)
-        self.assertIn(f"process {first.pid}, which runs 0001-a.py", err)
+        self.assertIn(f"0001-a.py, which process {first.pid} started,", err)
         self.assertIn("database is locked", err)
         third = self.start()
         self.assertIn("waiting up to 30 s", third.stderr.readline())
@@ -1239,10 +1239,14 @@ class ForeignKeys(Case):
 
     def test_a_parent_that_loses_its_key_is_said(self):
         self.script("0002-b.sql", REBUILD.replace(" PRIMARY KEY", ""))
-        self.assertEqual(self.go().err, "warning: after 0002-b.sql, album has a foreign key that "
-                         "cannot work: what it refers to in artist is neither a primary key nor "
-                         "unique. Make it so in a script.\n")
+        said = ("warning: after {}, album has a foreign key that cannot work: there is no table "
+                "{}, or what it refers to there is neither a primary key nor unique. Mend that "
+                "in a further script.\n")
+        self.assertEqual(self.go().err, said.format("0002-b.sql", "artist"))
         self.assertEqual((self.version(), self.albums()), (2, 3))
+        self.script("0003-c.sql", "DELETE FROM album; ALTER TABLE artist RENAME TO artist_old;"
+                    "CREATE TABLE artist (id INTEGER PRIMARY KEY); DROP TABLE artist_old;")
+        self.assertEqual(self.go().err, said.format("0003-c.sql", "artist_old"))
 
     def test_a_new_violation_is_refused_whatever_caused_it(self):
         for text in ("DELETE FROM artist WHERE id = 2;", "UPDATE artist SET id = 5 WHERE id = 2;",
@@ -1437,7 +1441,7 @@ class Looking(Case):
             "0004-x.sql": "applied", "0005-x.sql": "pending"})
         result = self.works(self.go("--status"))
         self.assertEqual(result.out.splitlines()[0], "x.db is at version 4; the scripts end at 5")
-        self.assertRegex(result.out, r"(?m)^  0004-x.sql  applied  \d{4}-\d\d-\d\d \d\d:\d\d:\d\d$")
+        self.assertRegex(result.out, r"(?m)^  0004-x.sql  applied  \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ$")
         self.assertRegex(result.out, r"(?m)^  0005-x.sql  pending$")
         self.assertEqual(result.err.count("warning: "), 3)
         self.assertNotIn("\x1b", result.out)
@@ -1519,6 +1523,15 @@ class Enrolling(Case):
             self.script(name, script)
         return self.go("--enroll")
 
+    def test_tables_that_an_extension_or_a_replicator_makes_itself_are_not_the_schema(self):
+        self.works(self.enrolled(
+            "CREATE VIRTUAL TABLE v USING rtree (id, x0, x1);"
+            "CREATE TABLE v_vector_chunks00 (x); CREATE TABLE v_rowids (x);"  # as sqlite-vec
+            "CREATE TABLE _litestream_seq (id); CREATE TABLE mine (x);"))
+        text = Path("m", "0001-initialize.sql").read_text()
+        self.assertEqual(re.findall(r"TABLE (\w+)", text), ["v", "mine"])
+        self.assertEqual(fastmigrate.verify("x.db", "m"), "")
+
     def test_without_scripts_the_first_is_written_and_rebuilds_the_schema(self):
         self.works(self.enrolled(OBJECTS))
         self.assertEqual(self.version(), 1)
@@ -1585,8 +1598,13 @@ class Restoring(Case):
 
     def test_a_damaged_or_missing_database_is_restored(self):
         Path("x.db").write_bytes(b"no database any more, and long enough to be read" * 99)
-        self.works(self.go("--restore", self.backup))
+        damaged = Path("x.db").read_bytes()
+        result = self.works(self.go("--restore", self.backup))
         self.assertEqual(self.sql("SELECT * FROM a"), [(1,)])
+        (kept,) = {n for n in self.beside() if n.endswith(".backup")} - {self.backup}
+        self.assertEqual(result.err, "warning: x.db cannot be read: it is kept as it is in "
+                         f"{kept}\n")
+        self.assertEqual(Path(kept).read_bytes(), damaged)
         os.unlink("x.db")
         fastmigrate.restore_db("x.db", self.backup)
         self.assertEqual(self.sql("SELECT * FROM a"), [(1,)])
@@ -1615,6 +1633,36 @@ class Several(Case):
             self.assertIn("5 databases at version 1, 1 database failed", result.out)
             self.assertIn(os.path.join("tenants", "3.db"), result.err)
         self.assertEqual(self.version("tenants/5.db"), 1)
+
+
+class Connecting(Case):
+    """Databases that only the application's own `connect` can open."""
+
+    def connect(self, path):
+        options = {"autocommit": False} if sys.version_info >= (3, 12) else {}
+        connection = sqlite3.connect(path, **options)
+        connection.create_collation("backwards", lambda a, b: (a < b) - (a > b))
+        connection.row_factory = sqlite3.Row
+        return connection
+
+    def test_every_call_and_the_command_line_use_it(self):
+        options = {"connect": self.connect}
+        self.script("0001-a.sql", "CREATE TABLE a (x COLLATE backwards); CREATE INDEX i ON a (x);"
+                                  "INSERT INTO a VALUES ('1'), ('2');")
+        fastmigrate.ensure_versioned_db("x.db", **options)
+        fastmigrate.migrate("x.db", "m", **options)
+        self.script("0002-b.sql", "INSERT INTO a VALUES ('3');\nVACUUM;\n")
+        self.script("0003-c.py", "pass")
+        found = fastmigrate.rehearse("x.db", "m", **options)
+        self.assertEqual(found["rows"], {"a": [2, 3]})
+        code = fastmigrate.main(["--db", "x.db", "--migrations", "m", "-q"], **options)
+        self.assertEqual((code, self.version()), (0, 3))
+        self.assertEqual(fastmigrate.verify("x.db", "m", **options), "")
+        fastmigrate.restore_db("x.db", fastmigrate.create_db_backup("x.db", **options), **options)
+        memory = fastmigrate.build_db("m", **options)
+        self.assertEqual([tuple(row) for row in memory.execute("SELECT x FROM a ORDER BY x")],
+                         [("3",), ("2",), ("1",)])
+        memory.close()
 
 
 class DropIn(Case):
@@ -1844,14 +1892,14 @@ error: x.db is unversioned: it has no table _meta. Put it under management with 
 """)
         Path("x.db").write_text("no database, but long enough for the header of one" * 9)
         self.says("""
-error: x.db is not a database, or is encrypted. Nothing was changed. Name the database file with --db, then run this again.
+error: x.db is not a database, or is encrypted. Nothing was changed. Name the database file with --db, or give its key in connect, then run this again.
 """)
         os.unlink("x.db")
         self.create()
         holder = sqlite3.connect("x.db", isolation_level=None)
         holder.execute("BEGIN EXCLUSIVE")
         self.says("""
-error: database is locked: another process holds x.db. Nothing was changed. Wait for that, or wait longer with --timeout, then run this again.
+error: database is locked: another connection holds x.db. Nothing was changed. Wait for that, or wait longer with --timeout, then run this again.
 """, "--timeout", "0")
         holder.close()
         self.sql("DELETE FROM _meta")
