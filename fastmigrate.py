@@ -91,7 +91,7 @@ INSERT_HISTORY = "INSERT OR REPLACE INTO _migration_history VALUES (?, ?, ?, ?)"
 SELECT_HISTORY = (
     "SELECT version, name, checksum, applied_at FROM _migration_history "
     "WHERE version <= ? ORDER BY version")
-SELECT_RECORDED = "SELECT version FROM _migration_history WHERE version <= ?"
+SELECT_RECORDED = "SELECT version FROM _migration_history WHERE version = ?"
 DELETE_HISTORY = "DELETE FROM _migration_history WHERE version BETWEEN ? AND ?"
 SELECT_REFERENCES = (
     'SELECT lower(t.name), lower(f."table") '
@@ -675,25 +675,34 @@ class _Run:
         if failed:
             raise failed.error(database.shown, self.version)
 
-    def _record(self, connection: sqlite3.Connection, script: _Script) -> None:
-        """Write the version and the history, in the transaction of the script."""
-        checksum = script.checksum
+    def _bump(self, connection: sqlite3.Connection, script: _Script) -> None:
+        """Write the version, in the transaction of the script."""
+        try:
+            if connection.execute(UPDATE_META, (script.version,)).rowcount != 1:
+                raise sqlite3.OperationalError("the row of _meta is gone")
+        except self.database.errors as error:
+            raise self._uncommitted(script, error) from None
+
+    def _commit(self, connection: sqlite3.Connection, start: int, scripts: list[_Script]) -> None:
+        """Write the history of the scripts that led on from a version, and commit."""
         try:
             connection.execute(CREATE_HISTORY)
-            recorded = connection.execute(SELECT_RECORDED + " AND version >= ?", (
-                self.version, self.version)).fetchone()
-            if self.version and not recorded:
-                checksum += f"{AFTER}{self.version}"
-            connection.execute(INSERT_HISTORY, (script.version, script.name, checksum, _utc()))
-            if connection.execute(UPDATE_META, (script.version,)).rowcount != 1:
-                raise sqlite3.OperationalError("its row is gone")
+            recorded = connection.execute(SELECT_RECORDED, (start,)).fetchone()
+            if start and not recorded:
+                scripts[0].checksum += f"{AFTER}{start}"
+            connection.executemany(INSERT_HISTORY, [
+                (script.version, script.name, script.checksum, _utc()) for script in scripts])
+            self.database.commit(connection)
         except self.database.errors as error:
-            if _is_interrupt(error):
-                raise KeyboardInterrupt from None
-            message = str(error)
-            if not self.database.meaning(message):
-                message = f"the version cannot be kept in _meta after it: {message}"
-            raise self._failure(script, None, None, message) from None
+            raise self._uncommitted(scripts[-1], error) from None
+
+    def _uncommitted(self, script: _Script, error: Exception) -> _Failed:
+        if _is_interrupt(error):
+            raise KeyboardInterrupt
+        message = str(error)
+        if not self.database.meaning(message):
+            message = f"it cannot be committed with its version: {message}"
+        return self._failure(script, None, None, message)
 
     def _finished(self, scripts: list[_Script]) -> None:
         """These scripts are committed."""
@@ -723,7 +732,7 @@ class _Run:
         began, done = time.monotonic(), list[_Script]()
         try:
             for script in pending:
-                if script.alone or time.monotonic() - began > BATCH_SECONDS:
+                if done and (script.alone or time.monotonic() - began > BATCH_SECONDS):
                     break
                 self._now, since = script, time.perf_counter()
                 blocks = script.blocks()
@@ -740,26 +749,18 @@ class _Run:
                 watch.on = False
                 self._check(script, before, references.dangling(watch),
                             watch.created | watch.dropped | watch.altered)
-                self._record(connection, script)
+                self._bump(connection, script)
                 self.version = script.version
                 script.seconds = time.perf_counter() - since
                 done.append(script)
                 if watch.stateful or script.pragmas:
                     break  # the next script gets a fresh connection
-            self._commit(connection, done[-1])
+            self._commit(connection, start, done)
         except BaseException:
             self.version = start
             self._undo(connection, mode)
             raise
         self._finished(done)
-
-    def _commit(self, connection: sqlite3.Connection, script: _Script) -> None:
-        try:
-            self.database.commit(connection)
-        except self.database.errors as error:
-            if _is_interrupt(error):
-                raise KeyboardInterrupt from None
-            raise self._failure(script, None, None, str(error)) from None
 
     def _undo(self, connection: sqlite3.Connection, mode: str) -> None:
         """Roll back, also what a PRAGMA before the transaction did to the file."""
@@ -907,8 +908,8 @@ class _Run:
                 before = self.database.snapshot.read(
                     lambda copy: _dangling(copy, _References(copy).tables()))
             self._check(script, before, after, None)
-            self._record(connection, script)
-            self._commit(connection, script)
+            self._bump(connection, script)
+            self._commit(connection, self.version, [script])
 
     def _give_up(self, script: _Script, error: BaseException) -> None:
         """Put back what a script changed that failed or was interrupted."""
@@ -1488,12 +1489,13 @@ class _Watch:
     def authorizer(self) -> Callable[..., int]:
         """Return what SQLite is to ask. It asks for every statement of a long script, so the
         usual answer comes from a plain function, which is much faster than this object."""
-        known, insert, select = self._known, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_SELECT
-        sqlite_ok = sqlite3.SQLITE_OK
+        known, insert = self._known, sqlite3.SQLITE_INSERT
+        select, read, sqlite_ok = sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_OK
 
         def authorize(action: int, first: str | None, second: str | None, schema: str | None,
                       source: str | None) -> int:
-            if action == insert and first in known or action == select:
+            if (first in known and action == insert or action == select or action == read
+                    or first == "sqlite_master"):
                 return sqlite_ok
             return self(action, first, second, schema, source)
         return authorize
@@ -1516,7 +1518,7 @@ class _Watch:
 
     def __call__(self, action: int, first: str | None, second: str | None,
                  schema: str | None, source: str | None) -> int:
-        if not self.on or action == sqlite3.SQLITE_READ:
+        if not self.on:
             return sqlite3.SQLITE_OK
         name = (first or "").lower()
         if action in (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE):
