@@ -222,8 +222,8 @@ def ensure_versioned_db(db_path: StrPath, *, connect: Connect = sqlite3.connect)
             left as it was, byte for byte.
     """
     database = _Database(db_path, connect=connect)
-    if not os.path.exists(database.path):
-        database.create()
+    if not os.path.exists(database.path) and database.create():
+        return 0
     return database.look()[0]
 
 
@@ -664,6 +664,8 @@ class _Run:
                         self._run_alone(connection, pending[0])
                     else:
                         self._run_batch(connection, pending)
+                    if self.version == pending[-1].version:
+                        break
                 except _Again:
                     pass
                 except _Failed as failure:
@@ -1402,9 +1404,10 @@ def _scan(migrations_dir: StrPath) -> tuple[dict[int, str], list[str]]:
         with os.scandir(folder) as entries:
             for entry in entries:  # as extract_version_from_filename(), for speed without it
                 name = entry.name
-                if (name[4:5] == "-" and name.endswith(EXTENSIONS) and name[:4].isdecimal()
-                        and name[:4].isascii() and not entry.is_dir()):
-                    version = int(name[:4])
+                number = name.partition("-")[0]
+                if (len(number) == 4 and number.isdecimal() and number.isascii()
+                        and name.endswith(EXTENSIONS) and not entry.is_dir()):
+                    version = int(number)
                     if names.setdefault(version, name) is not name:
                         raise ValueError(
                             f"two scripts have the index {version:04d}: {names[version]} and "
