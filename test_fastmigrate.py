@@ -1950,5 +1950,61 @@ warning: x.db is at version 5, newer than the scripts in m, which end at 0: is t
             self.assertIn(flag, result.out)
 
 
+# ---------------------------------------------------------------- the manual
+
+
+@posix_only
+class Readme(Case):
+    """README.md is one session. Its `sh` and `python` blocks run in their order, each in a
+    process of its own, in one directory that at first holds fastmigrate.py and nothing else;
+    `python` and `fastmigrate` are on the PATH. A `text` block right below one of them is all
+    that it prints, whatever the times. A block fails, with exit code 1, if the output shown
+    has a line that begins with `error: `, else no command in it may fail. Other blocks
+    (`console`) are not run: the tests cannot run themselves, nor an alias outlive its shell.
+    """
+
+    maxDiff = None
+
+    def setUp(self):
+        super().setUp()
+        self.text = MODULE.with_name("README.md").read_text(encoding="utf-8")
+        os.rmdir("m")
+        shutil.copy(MODULE, "fastmigrate.py")
+        path = tempfile.mkdtemp(prefix="fastmigrate-test-")
+        self.addCleanup(shutil.rmtree, path, True)
+        for name, options in (("python", ""), ("python3", ""), ("fastmigrate", "-m fastmigrate")):
+            program = Path(path, name)
+            program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {options} "$@"\n')
+            program.chmod(0o755)
+        self.environment = {**os.environ, "PATH": path + os.pathsep + os.environ["PATH"]}
+
+    def settled(self, output):
+        """Output without what differs from run to run."""
+        return re.sub(r"\d{8}_\d{6}|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|\d[\d.]* m?s\b", "TIME", output)
+
+    def test_every_block_runs_and_prints_what_is_shown(self):
+        blocks = re.findall(r"^```(\w+)\n(.*?)^```$(\n*)", self.text, re.M | re.S)
+        for (kind, block, gap), (below, shown, _) in zip(blocks, [*blocks[1:], ("", "", "")]):
+            if kind not in ("sh", "python"):
+                continue
+            program = ["sh", "-ec"] if kind == "sh" else [sys.executable, "-c"]
+            done = subprocess.run(
+                [*program, block], env=self.environment, text=True, stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            code = int(bool(re.search("^error: ", shown, re.M))) if below == "text" else 0
+            self.assertEqual(done.returncode, code, f"\n{block}\n{done.stdout}")
+            if below == "text":
+                self.assertEqual(gap, "\n", f"not right below its block: {shown}")
+                self.assertEqual(self.settled(done.stdout), self.settled(shown), f"\n{block}")
+
+    def test_the_reference_names_every_flag_and_every_public_call(self):
+        flags = set(re.findall("--[a-z-]+", self.run_main("--help").out))
+        section = self.text.partition("\n### Command line\n")[2].partition("\n### Python\n")
+        calls = section[2].partition("\n## ")[0]
+        self.assertEqual(flags, set(re.findall("--[a-z-]+", "".join(re.findall("`[^`]*`", section[0])))))
+        for name in fastmigrate.__all__:
+            self.assertRegex(calls, rf"`{name}\b")
+
+
 if __name__ == "__main__":
     unittest.main()
