@@ -31,6 +31,7 @@ tells what else it does.
 
 from __future__ import annotations
 
+import io
 import os
 import sqlite3
 import sys
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     import argparse
     import subprocess
     from collections.abc import Callable, Container, Iterable, Iterator
-    from pathlib import Path
+    from pathlib import Path, PurePath
     from typing import Any, NoReturn, Union
 
     StrPath = Union[str, "os.PathLike[str]"]
@@ -947,6 +948,7 @@ class _Run:
         with _closing(self.database.open()) as connection:
             _unenforce(connection)
             connection.set_progress_handler(self._tick, TICK_INSTRUCTIONS)
+            line = 1
             for line, text in script.blocks():
                 for number, statement in _statements(text, line):
                     self._execute(connection, script, number, statement)
@@ -1492,12 +1494,12 @@ class _Watch:
     def authorizer(self) -> Callable[..., int]:
         """Return what SQLite is to ask. It asks for every statement of a long script, so the
         usual answer comes from a plain function, which is much faster than this object."""
-        known, insert = self._known, sqlite3.SQLITE_INSERT
-        select, read, sqlite_ok = sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_OK
+        known, insert, sqlite_ok = self._known, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_OK
+        reading = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
 
         def authorize(action: int, first: str | None, second: str | None, schema: str | None,
                       source: str | None) -> int:
-            if (first in known and action == insert or action == select or action == read
+            if (first in known and action == insert or action in reading
                     or first == "sqlite_master"):
                 return sqlite_ok
             return self(action, first, second, schema, source)
@@ -1726,7 +1728,7 @@ class _Database:
         """Connect to the database, or to a copy of it; only we begin transactions."""
         if self.connect is sqlite3.connect and self.lasting:
             return sqlite3.connect(path or self.path, timeout=0.1, isolation_level=None)
-        connection = self.connect(path or self.path)
+        connection: Any = self.connect(path or self.path)
         self.errors = (sqlite3.Error, connection.Error)  # a driver may have its own
         if getattr(connection, "autocommit", -1) != -1:
             connection.autocommit = -1  # LEGACY_TRANSACTION_CONTROL
@@ -1735,7 +1737,8 @@ class _Database:
         connection.execute("PRAGMA busy_timeout = 100")
         if not self.lasting:
             connection.execute("PRAGMA synchronous = OFF")
-        return connection
+        opened: sqlite3.Connection = connection
+        return opened
 
     def look(self, also: Reader = lambda connection, version: None) -> tuple[int, Any]:
         """Return the version, and what `also` reads; nothing is written, and nothing held
@@ -1764,9 +1767,9 @@ class _Database:
         if (self.connect is not sqlite3.connect or os.access(os.path.dirname(real), os.W_OK)
                 or os.path.exists(real + "-wal")):
             raise self.explain(error) from error
-        from pathlib import Path
+        from pathlib import PurePath
         with self.explained():
-            uri = Path(self.path).as_uri() + "?immutable=1"
+            uri = _uri(PurePath(self.path)) + "?immutable=1"
             return self._look(sqlite3.connect(uri, uri=True), also)
 
     def must_exist(self) -> None:
@@ -2157,6 +2160,14 @@ class _Snapshot:
     def holder(self) -> str:
         process, name, _ = self._note()
         return f"{name}, which process {process} started," if process else "another process"
+
+
+def _uri(path: PurePath) -> str:
+    """Return the URI of a file as SQLite reads it. (It knows no host: the path of a share
+    is to follow as it is, with four slashes in all.)"""
+    from urllib.parse import quote
+    text = path.as_posix()
+    return "file://" + "/" * (text[:1] != "/") + quote(os.fsencode(text), safe="/:")
 
 
 def _is_locked(error: Exception) -> bool:
@@ -2846,7 +2857,7 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
         arguments = None
         try:
             for stream in (sys.stdout, sys.stderr):
-                if hasattr(stream, "reconfigure"):
+                if isinstance(stream, io.TextIOWrapper):
                     stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
             parser = _parser()
             arguments = parser.parse_args(argv)

@@ -20,8 +20,9 @@ import sys
 import tempfile
 import threading
 import time
+import types
 import unittest
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import fastmigrate
 from fastmigrate import MigrationError, migrate
@@ -208,6 +209,23 @@ class Usage(Case):
             fastmigrate.set_db_version(make(name), 5)
             self.assertEqual(fastmigrate.get_db_version(make(name)), 5)
             self.assertIsInstance(fastmigrate.create_db_backup(make(name)), Path)
+
+    def test_two_copies_of_different_versions_do_not_disturb_one_another(self):
+        source = MODULE.read_text(encoding="utf-8")
+        for name, version in (("one", "7.0.0"), ("two", "8.0.0")):
+            os.mkdir(name)
+            Path(name, "__init__.py").touch()
+            Path(name, "fastmigrate.py").write_text(re.sub(
+                '(?m)^__version__ = .*', f'__version__ = "{version}"', source), encoding="utf-8")
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        code = ("from one.fastmigrate.core import ensure_versioned_db, __version__ as first\n"
+                "from two.fastmigrate.core import run_migrations, __version__ as second\n"
+                "import one.fastmigrate, two.fastmigrate, sys\n"
+                "assert one.fastmigrate.core is not two.fastmigrate.core\n"
+                "assert 'fastmigrate' not in sys.modules\n"
+                "ensure_versioned_db('x.db'); print(first, second, run_migrations('x.db', 'm'))\n")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        self.assertEqual((done.stdout, done.stderr), ("7.0.0 8.0.0 True\n", ""))
 
     def test_a_copy_in_a_package_works_under_the_name_of_the_package(self):
         package = self.home / "myapp"
@@ -1633,6 +1651,61 @@ class Several(Case):
             self.assertIn("5 databases at version 1, 1 database failed", result.out)
             self.assertIn(os.path.join("tenants", "3.db"), result.err)
         self.assertEqual(self.version("tenants/5.db"), 1)
+
+
+class Windows(Case):
+    """What a POSIX machine can tell of the branches for Windows."""
+
+    def setUp(self):
+        super().setUp()
+        self.name = os.name
+        self.addCleanup(setattr, os, "name", self.name)
+
+    def test_uris_of_drives_and_shares_are_what_sqlite_reads(self):
+        for path, uri in (("C:\\a b\\x#1.db", "file:///C:/a%20b/x%231.db"),
+                          ("\\\\server\\share\\\u00e9.db", "file:////server/share/%C3%A9.db")):
+            self.assertEqual(fastmigrate._uri(PureWindowsPath(path)), uri)
+
+    @posix_only
+    def test_a_lock_that_somebody_holds_is_not_taken(self):
+        held = set()
+
+        def locking(descriptor, mode, size):
+            key = os.fstat(descriptor).st_ino, os.lseek(descriptor, 0, os.SEEK_CUR)
+            if key in held:
+                raise PermissionError(13, "Permission denied")
+            held.add(key)
+
+        sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
+        self.addCleanup(sys.modules.pop, "msvcrt")
+        Path("lock").touch()
+        os.name = "nt"
+        first = fastmigrate._try_lock("lock")
+        os.write(first, b"text")
+        self.assertEqual(fastmigrate._try_lock("lock"), -1)
+        os.close(first)
+        held.clear()
+        os.close(fastmigrate._try_lock("lock"))
+        os.name = self.name
+        self.assertEqual(Path("lock").read_text(), "text")  # the lock lies beyond it
+
+    @posix_only
+    def test_a_new_file_takes_no_name_that_is_taken(self):
+        def rename(new, path):  # as on Windows
+            if os.path.exists(path):
+                raise FileExistsError(path)
+            real(new, path)
+
+        real, os.rename = os.rename, rename
+        self.addCleanup(setattr, os, "rename", real)
+        Path("first").write_text("first")
+        Path("second").write_text("second")
+        os.name = "nt"
+        there = str(self.home / "there")
+        placed = fastmigrate._place("first", there), fastmigrate._place("second", there)
+        self.assertNotEqual(fastmigrate._aside("x.db"), fastmigrate._aside("x.db"))
+        os.name = self.name
+        self.assertEqual((placed, Path("there").read_text()), ((True, False), "first"))
 
 
 class Connecting(Case):
