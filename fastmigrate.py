@@ -790,7 +790,7 @@ class _Run:
     def _run_blocks(self, connection: sqlite3.Connection, watch: _Watch, script: _Script,
                     text: str, blocks: Iterator[tuple[int, str]]) -> None:
         """Run a script in the open transaction, block by block."""
-        line = 1
+        line, made = 1, 0
         while line:
             careful = script.careful_from is not None and line >= script.careful_from
             for number, piece in _statements(text, line) if careful else ((line, text),):
@@ -802,6 +802,9 @@ class _Run:
                 if not connection.in_transaction:
                     script.alone = True
                     raise _Again
+            if len(watch.created) + len(watch.altered) > made:
+                watch.refers |= "references" in text.lower()
+                made = len(watch.created) + len(watch.altered)
             self._tick()
             line, text = next(blocks, (0, ""))
 
@@ -1513,6 +1516,7 @@ class _Watch:
         self.misfit = False  # since the script does not fit in a transaction
         self.stateful = False  # it changed the connection
         self.everything = False  # it may have changed any table
+        self.refers = False  # it may have made a foreign key
         self.touched: set[str] = set()
         self.created: set[str] = set()
         self.dropped: set[str] = set()
@@ -1606,17 +1610,17 @@ class _References:
     def suspects(self, watch: _Watch) -> Iterable[str]:
         """Return those in which what the script did can have left one dangling."""
         gone = watch.dropped | watch.altered
-        if gone or watch.everything:
+        renamed = bool(watch.altered) and not watch.altered | watch.touched <= self._names()
+        if watch.dropped or renamed or watch.everything:
             self._parents = None  # to be read anew
-        elif self._parents is not None:
-            for table in watch.created:
-                parents = {p for p, in self._connection.execute(SELECT_PARENTS, (table,))}
-                if parents:
-                    self._parents[table] = parents
+        elif self._parents is not None and watch.refers:
+            for table in watch.created | watch.altered:
+                self._parents[table] = {
+                    parent for parent, in self._connection.execute(SELECT_PARENTS, (table,))}
         if not (watch.touched or gone or watch.everything):
             return ()
         tables = self.tables()
-        if watch.everything or watch.altered and self._renamed(watch.altered | watch.touched):
+        if watch.everything or renamed:
             return tables
         threatened = watch.touched - watch.created | gone
         return [child for child, parents in tables.items()
@@ -1635,9 +1639,6 @@ class _References:
     def _names(self) -> set[str]:
         return {name for name, in self._connection.execute(
             "SELECT lower(name) FROM sqlite_master")}
-
-    def _renamed(self, names: set[str]) -> bool:
-        return not names <= self._names()
 
 
 def _dangling(connection: sqlite3.Connection, tables: Iterable[str]) -> Dangling:
