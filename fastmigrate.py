@@ -238,12 +238,10 @@ def run_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = Fa
     Args:
         db_path: the database file; it must exist and be versioned.
         migrations_dir: the directory that holds the migration scripts.
-        verbose: print on stdout what the command line prints, and show the output of
-            .py and .sh scripts as it comes.
-        options: as for migrate().
+        verbose: as for migrate(), like the options.
     """
     try:
-        _migrate(db_path, migrations_dir, verbose=verbose, **options)
+        migrate(db_path, migrations_dir, verbose=verbose, **options)
     except MigrationError as error:
         _log("error", str(error))
         return False
@@ -268,23 +266,19 @@ def migrate(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
             if it fails or is cut off, leaves what it had done so far.
         timeout: seconds to wait for another process that holds the database.
         connect: called as connect(path) for every connection.
-        verbose: print what the command line prints.
+        verbose: print what the command line prints, with the output of scripts.
 
     Raises:
         MigrationError: with `path`, `line`, `statement` where a script failed, and
             `version`, where the database stands.
     """
-    applied = _migrate(db_path, migrations_dir, to, backup, snapshot, timeout, connect, verbose)
-    from pathlib import Path
-    return [Path(script.path) for script in applied]
-
-
-def _migrate(db_path: StrPath, migrations_dir: StrPath, to: int | None = None,
-             backup: bool = False, snapshot: bool = True, timeout: float = 30.0,
-             connect: Connect = sqlite3.connect, verbose: bool = False) -> list[_Script]:
     report = _Report(results=verbose, output=verbose)
     database = _Database(db_path, timeout, connect, report)
-    return _Run(database, migrations_dir, to, backup, snapshot).run()
+    applied = _Run(database, migrations_dir, to, backup, snapshot).run()
+    if not applied:
+        return []
+    from pathlib import Path
+    return [Path(script.path) for script in applied]
 
 
 def get_db_version(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> int:
