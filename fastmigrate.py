@@ -1939,7 +1939,9 @@ class _Database:
                 raise
             kept = self.back_up(_copy_bytes)
             if os.path.exists(self.path + "-wal"):
-                _copy_bytes(self.path + "-wal", os.path.abspath(kept) + "-wal")
+                log = os.path.abspath(kept) + "-wal"
+                _create_private(log, self.path)
+                _copy_bytes(self.path + "-wal", log)
             self.report.warn(f"{self.shown} cannot be read: it is kept as it is in {kept}")
             os.truncate(self.path, 0)  # by name: closing a descriptor would drop locks
             _remove(self.path + "-journal", self.path + "-wal", self.path + "-shm")
