@@ -1752,6 +1752,7 @@ class _Database:
 
     def _look(self, connection: sqlite3.Connection, also: Reader) -> tuple[int, Any]:
         with _closing(connection):
+            connection.execute("BEGIN")  # all of it is one state, and locked once
             version = _read_version(connection, self.shown)
             return version, also(connection, version)
 
