@@ -741,11 +741,12 @@ class _Run:
                 if script.pragmas:
                     self._run_pragmas(connection, script)
                 before = _dangling(connection, references.tables()) if script.measured else None
-                watch.start(bool(script.pragmas) and _enforces(connection))
+                watch.start(bool(script.pragmas) and connection.execute(
+                    "PRAGMA foreign_keys").fetchone() == (1,))
                 self._run_blocks(connection, watch, script, text, blocks)
                 watch.on = False
                 self._check(script, before, references.dangling(watch),
-                            watch.created | watch.dropped | watch.altered)
+                            watch.made | watch.dropped)
                 self._bump(connection, script)
                 self.version = script.version
                 script.seconds = time.perf_counter() - since
@@ -796,20 +797,20 @@ class _Run:
                 if not connection.in_transaction:
                     script.alone = True
                     raise _Again
-            if len(watch.created) + len(watch.altered) > made:
+            if len(watch.made) > made:
                 watch.refers |= "references" in text.lower()
-                made = len(watch.created) + len(watch.altered)
+                made = len(watch.made)
             self._tick()
             line, text = next(blocks, (0, ""))
 
     def _judge(self, error: Exception, watch: _Watch, script: _Script, line: int, text: str,
                careful: bool) -> NoReturn:
         """Raise what follows from an error in a script: it runs in another way, or failed."""
-        if not watch.denied and _is_interrupt(error, text):
-            raise KeyboardInterrupt from None
-        if watch.misfit or not watch.denied and _needs_autocommit(str(error)):
+        if watch.misfit or _needs_autocommit(str(error)):
             script.alone = True
             raise _Again from None
+        if not watch.denied and _is_interrupt(error, text):
+            raise KeyboardInterrupt from None
         if not careful:
             script.careful_from = line  # from this block on, statement by statement
             raise _Again from None
@@ -873,8 +874,7 @@ class _Run:
         else:
             script.read()
         # What dangles already can be read from the snapshot, should that be asked.
-        before = None if self.snapshot else _dangling(
-            connection, _References(connection).tables())
+        before = None if self.snapshot else _dangling(connection)
         try:
             database.snapshot.take(script.name, self.snapshot)
         except database.errors + (OSError,) as error:
@@ -903,10 +903,9 @@ class _Run:
             if version not in (self.version, script.version):
                 raise _Failed(script, f"it set the version to {version}; it leads from "
                                       f"{self.version} to {script.version}")
-            after = _dangling(connection, _References(connection).tables())
+            after = _dangling(connection)
             if after and before is None:
-                before = self.database.snapshot.read(
-                    lambda copy: _dangling(copy, _References(copy).tables()))
+                before = self.database.snapshot.read(_dangling)
             self._check(script, before, after, None)
             self._bump(connection, script)
             self._commit(connection, self.version, [script])
@@ -1140,10 +1139,6 @@ def _unenforce(connection: sqlite3.Connection) -> None:
     """Turn foreign keys off, or the rebuild of a table deletes its children. They may be on
     by the application's `connect`, or by the way SQLite was built."""
     connection.execute("PRAGMA foreign_keys = OFF")
-
-
-def _enforces(connection: sqlite3.Connection) -> bool:
-    return bool(connection.execute("PRAGMA foreign_keys").fetchone()[0])
 
 
 def _journal_mode(connection: sqlite3.Connection) -> str:
@@ -1506,15 +1501,14 @@ class _Watch:
         """A script begins; `enforced` tells whether foreign keys are."""
         self.on = True
         self._known.clear()
-        self.denied = ""  # why a statement was denied
-        self.misfit = False  # since the script does not fit in a transaction
+        self.misfit = False  # a statement was denied that does not fit in a transaction
+        self.denied = ""  # why else one was denied
         self.stateful = False  # it changed the connection
         self.everything = False  # it may have changed any table
         self.refers = False  # it may have made a foreign key
-        self.touched: set[str] = set()
-        self.created: set[str] = set()
+        self.made: set[str] = set()  # tables that it created or altered
         self.dropped: set[str] = set()
-        self.altered: set[str] = set()
+        self.changed: set[str] = set()  # tables whose rows, or columns, it changed
         self.enforced = self.wanted = enforced
         self.own = False  # a transaction of the script's own is open
         self.implicit_commit = False
@@ -1523,7 +1517,7 @@ class _Watch:
                  schema: str | None, source: str | None) -> int:
         if not self.on:
             return sqlite3.SQLITE_OK
-        name = (first or "").lower()
+        name, other = (first or "").lower(), (second or "").lower()
         if action in (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE):
             allowed = self._change(name, schema)
             if action == sqlite3.SQLITE_INSERT and allowed == sqlite3.SQLITE_OK and first:
@@ -1532,19 +1526,22 @@ class _Watch:
         if action == sqlite3.SQLITE_TRANSACTION:
             return self._transaction(name)
         if action == sqlite3.SQLITE_PRAGMA:
-            return self._pragma(name, (second or "").lower())
+            return self._pragma(name, other)
         if action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH):
             self.stateful = True
         elif action in (sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_VTABLE):
-            self.created.add(name)
+            self.made.add(name)
         elif action in (sqlite3.SQLITE_DROP_TABLE, sqlite3.SQLITE_DROP_VTABLE):
             self.dropped.add(name)
         elif action == sqlite3.SQLITE_ALTER_TABLE:
-            self.altered.add((second or "").lower())
+            self.made.add(other)
+            self.changed.add(other)
+        elif action == sqlite3.SQLITE_FUNCTION and other == "sqlite_rename_table":
+            self.everything = True  # ALTER TABLE calls that, on all that may name the table
         return sqlite3.SQLITE_OK
 
-    def _deny(self, why: str, misfit: bool = True) -> int:
-        self.denied, self.misfit = why, misfit
+    def _misfit(self) -> int:
+        self.misfit = True
         return sqlite3.SQLITE_DENY
 
     def _change(self, table: str, schema: str | None) -> int:
@@ -1552,18 +1549,19 @@ class _Watch:
             self.stateful |= table.startswith("sqlite_temp_")
             return sqlite3.SQLITE_OK
         if schema == "main":
-            self.touched.add(table)
+            self.changed.add(table)
         if self.wanted == self.enforced:
             return sqlite3.SQLITE_OK
         if self.own and self.enforced:
-            return self._deny(
+            self.denied = (
                 "PRAGMA foreign_keys = OFF does nothing after BEGIN: this could delete rows of "
-                "other tables with those of its own. Move the PRAGMA before BEGIN.", False)
-        return self._deny("PRAGMA foreign_keys in the middle of the script")
+                "other tables with those of its own. Move the PRAGMA before BEGIN.")
+            return sqlite3.SQLITE_DENY
+        return self._misfit()
 
     def _transaction(self, operation: str) -> int:
         if operation == "rollback":
-            return self._deny("ROLLBACK")
+            return self._misfit()
         # executescript() commits an open transaction before it begins, and a script may do
         # so itself: neither is to reach the runner's transaction.
         if self.implicit_commit:
@@ -1582,12 +1580,12 @@ class _Watch:
         elif name == "synchronous" and value:
             return sqlite3.SQLITE_IGNORE  # would fail, and matters to this connection only
         elif (name == "wal_checkpoint" or name == "journal_mode" and value) and not self.own:
-            return self._deny(f"PRAGMA {name} in the middle of the script")
+            return self._misfit()
         return sqlite3.SQLITE_OK
 
 
 class _References:
-    """Finds the tables in which a script can have left references dangling."""
+    """Finds the references that a script can have left dangling."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -1601,44 +1599,37 @@ class _References:
                 self._parents.setdefault(child, set()).add(parent)
         return self._parents
 
-    def suspects(self, watch: _Watch) -> Iterable[str]:
-        """Return those in which what the script did can have left one dangling."""
-        gone = watch.dropped | watch.altered
-        renamed = bool(watch.altered) and not watch.altered | watch.touched <= self._names()
-        if watch.dropped or renamed or watch.everything:
+    def dangling(self, watch: _Watch) -> Dangling:
+        """Return what dangles in the tables that the script changed, and in those that
+        refer to one that it changed or dropped. A table that it dropped and that is referred
+        to counts also where the other has no rows to dangle."""
+        if watch.dropped or watch.everything:
             self._parents = None  # to be read anew
         elif self._parents is not None and watch.refers:
-            for table in watch.created | watch.altered:
+            for table in watch.made:
                 self._parents[table] = {
                     parent for parent, in self._connection.execute(SELECT_PARENTS, (table,))}
-        if not (watch.touched or gone or watch.everything):
-            return ()
+        changed = watch.changed | watch.dropped
+        if not (changed or watch.everything):
+            return {}
         tables = self.tables()
-        if watch.everything or renamed:
-            return tables
-        threatened = watch.touched - watch.created | gone
-        return [child for child, parents in tables.items()
-                if child in watch.touched or child in watch.altered or parents & threatened]
-
-    def dangling(self, watch: _Watch) -> Dangling:
-        """Return what dangles in the suspects, and where they refer to a table that the
-        script dropped: that has no rows to dangle if they have none."""
-        found = _dangling(self._connection, self.suspects(watch))
-        gone = watch.dropped - self._names() if watch.dropped else set()
-        for child, parents in self.tables().items() if gone else ():
-            for parent in parents & gone:
-                found.setdefault((child, parent), [MISMATCH])
+        found = _dangling(self._connection, [
+            child for child, parents in tables.items()
+            if watch.everything or child in changed or parents & changed])
+        if watch.dropped:
+            names = self._connection.execute("SELECT lower(name) FROM sqlite_master")
+            gone = watch.dropped.difference(name for name, in names)
+            for child, parents in tables.items():
+                for parent in parents & gone:
+                    found.setdefault((child, parent), [MISMATCH])
         return found
 
-    def _names(self) -> set[str]:
-        return {name for name, in self._connection.execute(
-            "SELECT lower(name) FROM sqlite_master")}
 
-
-def _dangling(connection: sqlite3.Connection, tables: Iterable[str]) -> Dangling:
-    """Return the rows that refer to rows that do not exist, by (table, parent)."""
+def _dangling(connection: sqlite3.Connection, tables: Iterable[str] | None = None) -> Dangling:
+    """Return the rows that refer to rows that do not exist, by (table, parent): those of
+    some tables, or of all."""
     found: Dangling = {}
-    for table in tables:
+    for table in _References(connection).tables() if tables is None else tables:
         try:
             for parent, row in connection.execute(SELECT_DANGLING, (table,)):
                 found.setdefault((table, parent), []).append(row)
@@ -1660,11 +1651,12 @@ def _newly_dangling(before: Dangling, after: Dangling, rebuilt: Container[str] |
     found = []
     for key, rows in after.items():
         old = set(before.get(key, ()))
-        new = [row for row in rows if row not in old] or rows
-        counted = rebuilt is None or key[0] in rebuilt or None in rows
-        number = len(rows) - len(before.get(key, ())) if counted else len(set(rows) - old)
+        new = [row for row in rows if row not in old]
+        number = len(new)
+        if rebuilt is None or key[0] in rebuilt or None in rows:
+            number = len(rows) - len(before.get(key, ()))
         if number > 0:
-            found.append((key, new[0], number))
+            found.append((key, (new or rows)[0], number))
     return found
 
 
