@@ -552,33 +552,30 @@ class _Again(Exception):
     """What was done since the last commit is to be undone and tried in another way."""
 
 
-class _Failed(Exception):
+class _Failed(MigrationError):
     """A script failed; what it did is undone, or is about to be."""
 
     def __init__(self, script: _Script, what: str, line: int | None = None,
                  statement: str | None = None, *, remedy: str = "Mend the script",
                  output: str = "") -> None:
-        super().__init__(what)
+        where = script.path if line is None else f"{script.path}:{line}"
+        super().__init__(f"{where}: {what}", path=script.path, line=line, statement=statement)
         self.script = script
-        self.what = what
-        self.line = line
-        self.statement = statement
         self.remedy = remedy
         self.output = output  # the end of what the script printed
         self.kept = ""  # what has become of the database, if not what it was
 
-    def error(self, database: str, version: int) -> MigrationError:
+    def settled(self, database: str, version: int) -> MigrationError:
         """Return the error that the caller gets, now that everything has settled."""
-        where = self.script.path if self.line is None else f"{self.script.path}:{self.line}"
         lines = [line[:100] + ("..." if line[100:] else "")
                  for line in (self.statement or "").splitlines()]
         if len(lines) > 6:
             lines[5:] = [f"... ({len(lines) - 5} more lines)"]
+        text = "\n    ".join([str(self), *lines, *self.output.splitlines()])
         state = self.kept or f"{database} is at version {version}; nothing of this script was kept."
-        return MigrationError(
-            "\n    ".join([f"{where}: {self.what}", *lines, *self.output.splitlines()])
-            + f"\n{state}\n{self.remedy}, then run this again.",
-            path=self.script.path, line=self.line, statement=self.statement, version=version)
+        return MigrationError(f"{text}\n{state}\n{self.remedy}, then run this again.",
+                              path=self.path, line=self.line, statement=self.statement,
+                              version=version)
 
 
 class _Run:
@@ -602,7 +599,7 @@ class _Run:
         with database.explained():
             names, near = _scan(self.folder)
             if near:
-                self.report.warn(_near_misses(near, self.folder))
+                self.report.warn(near)
             try:
                 pending = self._look(names)
             except MigrationError:
@@ -623,16 +620,15 @@ class _Run:
         """Return whether there is anything to do; warn of what is not as it should be."""
         database = self.database
 
-        def history(connection: sqlite3.Connection, version: int) -> tuple[bool, list[Row]]:
+        def see(connection: sqlite3.Connection, version: int) -> tuple[bool, Any]:
             pending = any(version < v <= self.to for v in names)
-            return pending, _history(connection, version, names, whole=pending)
+            return pending, self._states(connection, version, names, thorough=pending)
 
-        self.version, (pending, rows) = database.look(history)
+        self.version, (pending, states) = database.look(see)
         if self.to < self.version:
             raise MigrationError(
                 f"{database.shown} is at version {self.version}, beyond {self.to}, and only a "
                 "backup leads back. Nothing was changed. See --restore.")
-        states = _states(self.folder, self.version, names, rows, pending) if rows else []
         for problem in self._problems(names, states):
             self.report.warn(problem)
         return pending or database.snapshot.exists()
@@ -665,12 +661,12 @@ class _Run:
                     pass
                 except _Failed as failure:
                     if failure.kept:
-                        raise failure.error(database.shown, self.version) from None
+                        raise failure.settled(database.shown, self.version) from None
                     failed = failure
                 finally:
                     self.report.done()
         if failed:
-            raise failed.error(database.shown, self.version)
+            raise failed.settled(database.shown, self.version)
 
     def _bump(self, connection: sqlite3.Connection, script: _Script) -> None:
         """Write the version, in the transaction of the script."""
@@ -869,10 +865,7 @@ class _Run:
         """
         database, since = self.database, time.perf_counter()
         self._now = script
-        if script.sql:
-            script.open(next(script.blocks(), (1, ""))[1])
-        else:
-            script.read()
+        script.open(next(script.blocks(), (1, ""))[1] if script.sql else script.read())
         # What dangles already can be read from the snapshot, should that be asked.
         before = None if self.snapshot else _dangling(connection)
         try:
@@ -928,7 +921,7 @@ class _Run:
         except database.errors + (OSError,) as second:
             database.snapshot.release()
             raise MigrationError(
-                f"{script.path}: {error or 'interrupted'}\n{database.shown} could not be put "
+                f"{str(error) or script.path + ': interrupted'}\n{database.shown} could not be put "
                 f"back: {database.reason(second)}\nIt holds what the script left. The next "
                 f"run puts it back, from {database.snapshot.path}, before anything else.",
                 path=script.path, version=self.version) from error
@@ -1030,109 +1023,96 @@ class _Run:
         database = self.database
         with database.explained():
             names, near = _scan(self.folder)
-            self.version, rows = database.look(lambda connection, version: _history(
-                connection, version, names, whole=True))
-            states = _states(self.folder, self.version, names, rows, edits=True)
+            self.version, states = database.look(
+                lambda connection, version: self._states(connection, version, names))
             problems = self._problems(names, states)
             if near:
-                problems.append(_near_misses(near, self.folder))
+                problems.append(near)
             if database.snapshot.exists():
                 problems.append(f"{database.snapshot.holder()} has not finished a script: the "
                                 "next run waits for it or, if it died, sets that right.")
-        return {
-            "db": database.given, "version": self.version, "latest": max(names, default=0),
-            "migrations": [dict(zip(("version", "name", "state", "applied_at"), state))
-                           for state in states], "problems": problems}
+        keys = ("version", "name", "state", "applied_at")
+        return {"db": database.given, "version": self.version, "latest": max(names, default=0),
+                "migrations": [dict(zip(keys, state)) for state in states],
+                "problems": problems}
 
-    def _problems(self, names: dict[int, str], states: list[State]) -> list[str]:
+    def _problems(self, names: dict[int, str], states: list[tuple[Any, ...]]) -> list[str]:
         """Say where the directory is not what was applied, once for each kind."""
-        database, latest = self.database.shown, max(names, default=0)
-        found: dict[str, list[str]] = {}
-        for number, name, state, _ in states:
-            if state != "missing" or number < latest:
-                found.setdefault(state, []).append(name)
-        problems = []
+        database, latest, problems = self.database.shown, max(names, default=0), []
         if self.version > latest:
             problems.append(
                 f"{database} is at version {self.version}, newer than the scripts in "
                 f"{self.folder}, which end at {latest}: is this an old release of the "
                 "application?")
-        return problems + [
-            text.format(names=", ".join(found[state]), db=database, folder=self.folder)
-            for state, text in DRIFT.items() if state in found]
+        for kind, text in DRIFT.items():
+            found = [name for number, name, state, *_ in states
+                     if state == kind and (kind != "missing" or number < latest)]
+            if found:
+                problems.append(text.format(names=", ".join(found), db=database,
+                                            folder=self.folder))
+        return problems
 
     def accept(self) -> list[str]:
         """Record the applied scripts as they stand now; return the names of those that
         were recorded otherwise."""
-        database = self.database
+        database, accepted = self.database, []
         names, _ = _scan(self.folder)
         with database.explained(), _closing(database.writing()) as connection:
             version = _read_version(connection, database.shown)
             connection.execute(CREATE_HISTORY)
-            rows = _history(connection, version, names, whole=True)
-            checksums = {row[0]: row[2] for row in rows}
-            accepted = []
-            for number, name, state, when in _states(self.folder, version, names, rows, True):
+            for number, name, state, when, mark in self._states(connection, version, names):
                 if state == "missing":
                     connection.execute(DELETE_HISTORY, (number, number))
-                elif state == "edited" or state == "applied" and number not in checksums:
-                    _, marked, after = checksums.get(number, "").partition(AFTER)
+                elif state == "edited" or state == "applied" and not when:
+                    script = _Script(self.folder, number, name)
+                    script.read()
                     connection.execute(INSERT_HISTORY, (
-                        number, name, _checksum(os.path.join(self.folder, name)) + marked + after,
-                        when or _utc()))
+                        number, name, script.checksum + mark, when or _utc()))
                 else:
                     continue
                 accepted.append(name)
             database.commit(connection)
-            return accepted
+        return accepted
 
-
-def _history(connection: sqlite3.Connection, version: int, names: dict[int, str],
-             whole: bool) -> list[Row]:
-    """Return what the history records up to a version: all of it or, to be quick, nothing
-    where it can be told that it records just the scripts that there are."""
-    try:
-        extent = connection.execute(SELECT_EXTENT).fetchone()
-    except connection.OperationalError as error:
-        if "no such table" not in str(error):
-            raise
-        return []
-    number, first, last = len(names), min(names, default=0), max(names, default=0)
-    if not whole and extent == (number, first, last) and last - first + 1 == number:
-        return []
-    return connection.execute(SELECT_HISTORY, (version,)).fetchall()
-
-
-def _states(folder: str, version: int, names: dict[int, str], rows: list[Row],
-            edits: bool) -> list[State]:
-    """Return the state of each script there is or was, in order.
-
-    Args:
-        rows: the history up to the version; scripts that it does not reach are applied.
-        edits: compare the scripts with their checksums, which reads them.
-    """
-    recorded = {row[0]: row for row in rows}
-    skipped: set[int] = set()  # numbers that a run passed over: a script there came late
-    last = 0
-    for number, _, checksum, _ in rows:
-        after = checksum.partition(AFTER)[2]
-        skipped.update(range(int(after or last) + 1, number))
-        last = number
-    states: list[State] = []
-    for number in sorted({*names, *recorded}):
-        _, name, checksum, when = recorded.get(number, (0, "", "", None))
-        if number not in names:
-            state = "missing"
-        elif number > version:
-            state = "pending"
-        elif number not in recorded:
-            state = "late" if number in skipped else "applied"
-        else:
-            edited = edits and checksum.partition(AFTER)[0] != _checksum(
-                os.path.join(folder, names[number]))
-            state = "edited" if edited else "applied"
-        states.append((number, names.get(number, name), state, when))
-    return states
+    def _states(self, connection: sqlite3.Connection, version: int, names: dict[int, str],
+                thorough: bool = True) -> list[tuple[Any, ...]]:
+        """Return (version, name, state, when it was applied, mark in its checksum) of each
+        script that there is or was, in order. Unless it is to be thorough, none is compared
+        with its checksum, which reads it; and none is returned where it is quickly told that
+        the history records just the scripts that there are.
+        """
+        try:
+            extent = connection.execute(SELECT_EXTENT).fetchone()
+        except connection.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
+            extent = (0, None, None)
+        number, first, last = len(names), min(names, default=0), max(names, default=0)
+        if not thorough and (not extent[0] or last - first + 1 == number
+                             and extent == (number, first, last)):
+            return []
+        recorded = {} if not extent[0] else {
+            row[0]: row[1:] for row in connection.execute(SELECT_HISTORY, (version,))}
+        states: list[tuple[Any, ...]] = []
+        passed = version  # from here up no run passed over a script: none is late
+        for number in sorted({*names, *recorded}, reverse=True):
+            name, checksum, when = recorded.get(number, ("", "", None))
+            checksum, mark, after = checksum.partition(AFTER)
+            if number in recorded:
+                passed = int(after or 0)  # or to the one before it, which comes next
+            script = _Script(self.folder, number, names.get(number, name))
+            state = "applied"  # also where the history does not reach
+            if number not in names:
+                state = "missing"
+            elif number > version:
+                state = "pending"
+            elif number not in recorded:
+                state = "late" if number > passed else state
+            elif thorough:
+                script.read()
+                state = "edited" if checksum != script.checksum else state
+            states.append((number, script.name, state, when, mark + after))
+        return states[::-1]
 
 
 def _unenforce(connection: sqlite3.Connection) -> None:
@@ -1230,7 +1210,7 @@ class _Script:
         self.outlived = False  # a process that it started cannot be ended
         self.directives: set[str] = set()
         self.pragmas: list[tuple[int, str]] = []  # (line, statement), to run before BEGIN
-        self.checksum = ""
+        self.checksum = ""  # known when all of it was read
         self.seconds = 0.0
         self._done = 0  # bytes read
 
@@ -1240,97 +1220,106 @@ class _Script:
             return f"{self.name} is running"
         return f"{self.name}: {100 * self._done // size} % of {size / 1e6:.1f} MB"
 
+    def lines(self) -> Iterator[bytes]:
+        """Yield the file in runs of whole lines, of about BLOCK bytes each, without its byte
+        order mark and with line ends as the sqlite3 program reads them. The checksum is against
+        accidents: these, and white space at the end of a line or of the file, do not count.
+
+        Raises:
+            _Failed: it cannot be read.
+        """
+        import zlib  # hashlib takes longer to import than a script to run
+        self._done = crc = length = 0
+        held = b""  # white space that counts only if something follows it
+        try:
+            with open(self.path, "rb") as file:
+                if file.read(3) != b"\xef\xbb\xbf":
+                    file.seek(0)
+                while data := file.read(BLOCK):
+                    if data[-1:] != b"\n":
+                        data += file.readline()
+                    self._done += len(data)
+                    returns = b"\r" in data
+                    yield data.replace(b"\r\n", b"\n") if returns else data
+                    if returns or b" \n" in data or b"\t" in data and b"\t\n" in data:
+                        data = b"\n".join([line.rstrip() for line in data.split(b"\n")])
+                    kept = data.rstrip()
+                    if kept:
+                        crc = zlib.crc32(held + kept, crc)
+                        length += len(held + kept)
+                        held = b""
+                    held += data[len(kept):]
+        except OSError as error:
+            raise _Failed(self, f"it cannot be read: {error.strerror}",
+                          remedy="Make the file readable") from None
+        self.checksum = f"{crc:08x}-{length:x}"
+
+    def read(self) -> str:
+        """Read all of the script, for its checksum; return how it begins."""
+        runs = self.lines()
+        beginning = next(runs, b"")
+        for _ in runs:
+            pass
+        return beginning.decode(errors="replace")
+
     def blocks(self) -> Iterator[tuple[int, str]]:
-        """Yield an SQL script as (number of the first line, text of whole statements). Its
-        checksum is known when all of it was read.
+        """Yield an SQL script as (number of the first line, text of whole statements).
 
         Raises:
             _Failed: it cannot be read, or is not UTF-8.
         """
-        digest = _Digest()
-        line, rest, wanted, self._done = 1, "", 0, 0
-        try:
-            for data in _lines(self.path):
-                self._done += len(data)
-                digest.update(data)
-                if b"\r" in data:
-                    data = data.replace(b"\r\n", b"\n")  # as the sqlite3 program reads it
-                text = rest + self._decode(data, line + rest.count("\n"))
-                # A statement that goes on is looked at again when the text has doubled, so
-                # that a long one costs no more than its length.
-                cut = _whole(text) if len(text) >= wanted else 0
-                if cut:
-                    yield line, text[:cut]
-                    line += text.count("\n", 0, cut)
-                    rest, wanted = text[cut:], 0
-                else:
-                    rest, wanted = text, max(wanted, 2 * len(text))
-        except OSError as error:
-            raise self._unreadable(error) from None
+        line, rest, wanted = 1, "", 0
+        for data in self.lines():
+            text = rest + self._decode(data, line + rest.count("\n"))
+            # A statement that goes on is looked at again when the text has doubled, so that a
+            # long one costs no more than its length.
+            cut = _whole(text) if len(text) >= wanted else 0
+            if cut:
+                yield line, text[:cut]
+                line += text.count("\n", 0, cut)
+            rest, wanted = text[cut:], 0 if cut else max(wanted, 2 * len(text))
         if rest:
             yield line, rest
-        self.checksum = digest.hexdigest()
 
     def _decode(self, data: bytes, line: int) -> str:
         try:
+            wrong, position = "it holds a NUL character", data.find(b"\0")
             text = data.decode()
         except UnicodeDecodeError as error:
-            raise _Failed(self, "it is not UTF-8", line + data.count(b"\n", 0, error.start),
-                          remedy="Save it as UTF-8") from None
-        if "\0" in text:
-            raise _Failed(self, "it holds a NUL character",
-                          line + text.count("\n", 0, text.index("\0")))
+            wrong, position = "it is not UTF-8", error.start
+        if position >= 0:
+            raise _Failed(self, wrong, line + data.count(b"\n", 0, position),
+                          remedy="Save it as UTF-8")
         return text
 
-    def _unreadable(self, error: OSError) -> _Failed:
-        return _Failed(self, f"it cannot be read: {error.strerror}",
-                       remedy="Make the file readable")
-
     def open(self, text: str) -> str:
-        """Read the directives in the opening comment of SQL, and the PRAGMAs after it that
-        belong before a transaction; return the first block without these."""
+        """Read the directives in the opening comment, and the PRAGMAs after it that belong
+        before a transaction; return the text without these."""
+        import re
         start = _skip(text, 0)
-        self._read_directives(text[:start])
+        if not self.sql:
+            start = len(re.split(r"(?m)^(?!#|[^\S\n]*$)", text, maxsplit=1)[0])
+        self.directives = set()
+        for line, comment in enumerate(text[:start].splitlines(), 1):
+            for word in re.findall(r"[^\s,*/]+", comment.partition("fastmigrate:")[2]):
+                if word not in DIRECTIVES:
+                    raise _Failed(self, f"it has the unknown directive {word!r}", line,
+                                  remedy=f"Write one of {', '.join(DIRECTIVES)}")
+                self.directives.add(word)
+        self.alone |= "no-transaction" in self.directives
         self.pragmas = []
         if self.alone or text[start:start + 6].lower() != "pragma":
             return text
-        import re
-        name = re.compile(r"pragma\s+(?:\w+\s*\.\s*)?(\w+)", re.I)
         for line, statement in _statements(text, 1):
-            found = name.match(statement)
+            found = re.match(r"pragma\s+(?:\w+\s*\.\s*)?(\w+)", statement, re.I)
             if not found:
                 break
             if found.group(1).lower() in OUTSIDE_PRAGMAS:
                 self.pragmas.append((line, statement))
-                text = text.replace(statement, "\n" * statement.count("\n"), 1)
+                start = text.index(statement, start)
+                text = (text[:start] + "\n" * statement.count("\n")
+                        + text[start + len(statement):])
         return text
-
-    def read(self) -> None:
-        """Read the checksum and the directives of a script that is not SQL."""
-        opening = []
-        try:
-            self.checksum = _checksum(self.path)
-            with open(self.path, encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    if line.strip() and not line.startswith("#"):
-                        break
-                    opening.append(line)
-        except OSError as error:
-            raise self._unreadable(error) from None
-        self._read_directives("".join(opening))
-
-    def _read_directives(self, opening: str) -> None:
-        self.directives = set()
-        if "fastmigrate:" not in opening:
-            return
-        for number, line in enumerate(opening.splitlines(), 1):
-            words = line.partition("fastmigrate:")[2].replace(",", " ").replace("*/", " ")
-            for word in words.split():
-                if word not in DIRECTIVES:
-                    raise _Failed(self, f"it has the unknown directive {word!r}", number,
-                                  remedy=f"Write one of {', '.join(DIRECTIVES)}")
-                self.directives.add(word)
-        self.alone |= "no-transaction" in self.directives
 
     def command(self) -> list[str]:
         """Return the command that runs a script that is not SQL, but for its argument."""
@@ -1345,52 +1334,8 @@ class _Script:
         return [*(first[2:].split(None, 1) if first[:2] == "#!" else ["sh"]), path]
 
 
-class _Digest:
-    """The checksum of a script, against accidents: a byte order mark, the kind of line end,
-    and white space at the end of a line or of the file do not count."""
-
-    def __init__(self) -> None:
-        import zlib  # hashlib takes longer to import than a script to run
-        self._crc32 = zlib.crc32
-        self._sum = self._length = 0
-        self._held = b""  # white space that counts only if something follows it
-
-    def update(self, data: bytes) -> None:
-        """Take whole lines."""
-        if b"\r" in data or b" \n" in data or b"\t" in data and b"\t\n" in data:
-            data = b"\n".join([line.rstrip() for line in data.split(b"\n")])
-        kept = data.rstrip()
-        if kept:
-            self._sum = self._crc32(self._held + kept, self._sum)
-            self._length += len(self._held + kept)
-            self._held = b""
-        self._held += data[len(kept):]
-
-    def hexdigest(self) -> str:
-        return f"{self._sum:08x}-{self._length:x}"
-
-
-def _checksum(path: str) -> str:
-    digest = _Digest()
-    for data in _lines(path):
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def _lines(path: str) -> Iterator[bytes]:
-    """Yield a file in runs of whole lines, of about BLOCK bytes each, without its BOM."""
-    with open(path, "rb") as file:
-        if file.read(3) != b"\xef\xbb\xbf":
-            file.seek(0)
-        while True:
-            data = file.read(BLOCK)
-            if not data:
-                return
-            yield data if data[-1:] == b"\n" else data + file.readline()
-
-
-def _scan(migrations_dir: StrPath) -> tuple[dict[int, str], list[str]]:
-    """Return the names of the scripts by version, and those that are near misses."""
+def _scan(migrations_dir: StrPath) -> tuple[dict[int, str], str]:
+    """Return the names of the scripts by version, and a warning of near misses, or ""."""
     names: dict[int, str] = {}
     others: list[str] = []
     folder = os.fsdecode(migrations_dir)
@@ -1416,13 +1361,9 @@ def _scan(migrations_dir: StrPath) -> tuple[dict[int, str], list[str]]:
                                  "with --migrations.") from None
     if 0 in names:
         others.append(names.pop(0))
-    near = [name for name in others
-            if name[:1].isdecimal() and name.lower().endswith(EXTENSIONS)]
-    return names, sorted(near)
-
-
-def _near_misses(near: list[str], folder: str) -> str:
-    return f"not run, for their names: {', '.join(near)}. In {folder}, {NAMING_RULE}."
+    near = ", ".join(sorted(name for name in others if name[:1].isdecimal()
+                            and name.lower().endswith(EXTENSIONS)))
+    return names, near and f"not run, for their names: {near}. In {folder}, {NAMING_RULE}."
 
 
 def _whole(text: str) -> int:
@@ -1440,18 +1381,9 @@ def _whole(text: str) -> int:
 
 def _skip(text: str, position: int) -> int:
     """Return the first position from this one that is not white space, comment or ;"""
-    while True:
-        while text[position:position + 1] in (" ", "\t", "\n", "\f", "\r", ";"):
-            position += 1
-        if text.startswith("--", position):
-            end = text.find("\n", position)
-        elif text.startswith("/*", position):
-            end = text.find("*/", position + 2) + 1
-        else:
-            return position
-        if end <= 0:
-            return len(text)  # a comment that lasts to the end
-        position = end + 1
+    import re
+    skipped = re.compile(r"(?:[ \t\n\f\r;]+|--[^\n]*|/\*.*?(?:\*/|\Z))*", re.S)
+    return skipped.match(text, position).end()  # type: ignore[union-attr]
 
 
 def _statements(text: str, line: int) -> Iterator[tuple[int, str]]:
