@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Container, Iterable, Iterator
     from pathlib import Path, PurePath
-    from typing import Any, NoReturn, Union
+    from typing import Any, Union
 
     StrPath = Union[str, "os.PathLike[str]"]
     Connect = Callable[[str], sqlite3.Connection]
@@ -651,58 +651,88 @@ class _Run:
                     if self.backup:
                         self.report.result(f"Backup: {database.back_up()}")
                         self.backup = False
-                    if pending[0].alone:
-                        self._run_alone(connection, pending[0])
-                    else:
-                        self._run_batch(connection, pending)
+                    run = self._run_alone if pending[0].alone else self._run_batch
+                    done = run(connection, pending)
+                    self.applied += done
+                    self.version = done[-1].version
+                    for script in done:
+                        self.report.result(f"Applied {script.name} ({_seconds(script.seconds)})")
                     if self.version == pending[-1].version:
                         break
                 except _Again:
                     pass
                 except _Failed as failure:
-                    if failure.kept:
-                        raise failure.settled(database.shown, self.version) from None
                     failed = failure
+                    if failed.script.alone:
+                        break  # those before it are in
                 finally:
                     self.report.done()
         if failed:
             raise failed.settled(database.shown, self.version)
 
-    def _bump(self, connection: sqlite3.Connection, script: _Script) -> None:
-        """Write the version, in the transaction of the script."""
-        try:
-            if connection.execute(UPDATE_META, (script.version,)).rowcount != 1:
-                raise sqlite3.OperationalError("the row of _meta is gone")
-        except self.database.errors as error:
-            raise self._uncommitted(script, error) from None
-
-    def _commit(self, connection: sqlite3.Connection, start: int, scripts: list[_Script]) -> None:
-        """Write the history of the scripts that led on from a version, and commit."""
-        try:
-            connection.execute(CREATE_HISTORY)
-            recorded = connection.execute(SELECT_RECORDED, (start,)).fetchone()
-            if start and not recorded:
-                scripts[0].checksum += f"{AFTER}{start}"
-            connection.executemany(INSERT_HISTORY, [
-                (script.version, script.name, script.checksum, _utc()) for script in scripts])
-            self.database.commit(connection)
-        except self.database.errors as error:
-            raise self._uncommitted(scripts[-1], error) from None
-
-    def _uncommitted(self, script: _Script, error: Exception) -> _Failed:
-        if _is_interrupt(error):
-            raise KeyboardInterrupt
-        message = str(error)
-        if not self.database.meaning(message):
+    def _failure(self, script: _Script, error: BaseException, line: int | None = None,
+                 statement: str = "", why: str = "") -> BaseException:
+        """Return what an error comes to: that of SQLite is a failure of the script, or an
+        interrupt; others stay what they are."""
+        if isinstance(error, _Failed) or not isinstance(
+                error, self.database.errors + (sqlite3.Warning,)):
+            return error
+        if not why and _is_interrupt(error, statement):
+            return KeyboardInterrupt()
+        message, remedy = why or str(error), "Mend the script"
+        meaning = self.database.meaning(message)
+        if statement.startswith("."):
+            message = "a command of the sqlite3 program, not SQL"
+            statement = statement.split("\n")[0]
+        elif statement and not sqlite3.complete_statement(statement) and (
+                "incomplete input" in message or "unrecognized token" in message):
+            message = "the file ends within this statement, or within a quote in it"
+        elif meaning:
+            message, remedy = meaning
+        elif not statement:
             message = f"it cannot be committed with its version: {message}"
-        return self._failure(script, None, None, message)
+        return _Failed(script, message, line, statement or None, remedy=remedy)
 
-    def _finished(self, scripts: list[_Script]) -> None:
-        """These scripts are committed."""
-        self.applied += scripts
-        self.version = scripts[-1].version
-        for script in scripts:
-            self.report.result(f"Applied {script.name} ({_seconds(script.seconds)})")
+    def _conclude(self, connection: sqlite3.Connection, script: _Script,
+                  before: Dangling | None, after: Dangling, rebuilt: Container[str] | None) -> None:
+        """Write the version to which a script has led. Refuse references that dangle since it
+        ran; tolerate older ones."""
+        if connection.execute(UPDATE_META, (script.version,)).rowcount != 1:
+            raise sqlite3.OperationalError("the row of _meta is gone")
+        for table, parent in [key for key, rows in after.items() if rows == [MISMATCH]]:
+            del after[table, parent]
+            self.report.warn(
+                f"after {script.name}, {table} has a foreign key that cannot work: there is no "
+                f"table {parent}, or what it refers to there is neither a primary key nor "
+                "unique. Mend that in a further script.")
+        if not after:
+            return
+        if before is None:
+            script.measured = True
+            raise _Again  # run it once more, to tell the new ones from the old
+        new = _newly_dangling(before, after, rebuilt)
+        number = sum(count for *_, count in new)
+        if new and "no-foreign-key-check" not in script.directives:
+            (table, parent), row, _ = new[0]
+            raise _Failed(
+                script, f"it leaves {_plural(number, 'reference')} dangling: {table} row {row} "
+                f"refers to a row of {parent} that does not exist",
+                remedy="Mend the script or, if this is meant, begin it with the line "
+                       f"`{'--' if script.sql else '#'} fastmigrate: no-foreign-key-check`")
+        self.report.warn(
+            f"{script.name} leaves {_plural(number, 'reference')} dangling, as its "
+            "no-foreign-key-check allows" if new else
+            f"{self.database.shown} has {_plural(sum(map(len, after.values())), 'reference')} "
+            "to rows that do not exist, from before this run. See PRAGMA foreign_key_check.")
+
+    def _commit(self, connection: sqlite3.Connection, scripts: list[_Script]) -> None:
+        """Write the history of the scripts that lead on from where we stand, and commit."""
+        connection.execute(CREATE_HISTORY)
+        if self.version and not connection.execute(SELECT_RECORDED, (self.version,)).fetchone():
+            scripts[0].checksum += f"{AFTER}{self.version}"
+        connection.executemany(INSERT_HISTORY, [
+            (script.version, script.name, script.checksum, _utc()) for script in scripts])
+        self.database.commit(connection)
 
     def _tick(self) -> None:
         """Called now and then while SQLite works: a chance for signals, and for progress."""
@@ -711,8 +741,10 @@ class _Run:
 
     # -------------------------------------------------------------- SQL in a transaction
 
-    def _run_batch(self, connection: sqlite3.Connection, pending: list[_Script]) -> None:
-        """Run SQL scripts in the transaction that is open, for BATCH_SECONDS, and commit.
+    def _run_batch(self, connection: sqlite3.Connection, pending: list[_Script],
+                   ) -> list[_Script]:
+        """Run SQL scripts in the transaction that is open, for BATCH_SECONDS, and commit;
+        return those that are in.
 
         Raises:
             _Failed: a script failed; those before it are to be run again without it.
@@ -721,8 +753,7 @@ class _Run:
         watch, references = _Watch(), _References(connection)
         connection.set_authorizer(watch.authorizer())
         connection.set_progress_handler(self._tick, TICK_INSTRUCTIONS)
-        start, mode = self.version, _journal_mode(connection)
-        began, done = time.monotonic(), list[_Script]()
+        mode, began, done = _journal_mode(connection), time.monotonic(), list[_Script]()
         try:
             for script in pending:
                 if done and (script.alone or time.monotonic() - began > BATCH_SECONDS):
@@ -741,20 +772,18 @@ class _Run:
                     "PRAGMA foreign_keys").fetchone() == (1,))
                 self._run_blocks(connection, watch, script, text, blocks)
                 watch.on = False
-                self._check(script, before, references.dangling(watch),
-                            watch.made | watch.dropped)
-                self._bump(connection, script)
-                self.version = script.version
+                self._conclude(connection, script, before, references.dangling(watch),
+                               watch.made | watch.dropped)
                 script.seconds = time.perf_counter() - since
                 done.append(script)
                 if watch.stateful or script.pragmas:
                     break  # the next script gets a fresh connection
-            self._commit(connection, start, done)
-        except BaseException:
-            self.version = start
+            script = done[-1]  # the one to blame if they cannot be committed
+            self._commit(connection, done)
+            return done
+        except BaseException as error:
             self._undo(connection, mode)
-            raise
-        self._finished(done)
+            raise self._failure(script, error) from None
 
     def _undo(self, connection: sqlite3.Connection, mode: str) -> None:
         """Roll back, also what a PRAGMA before the transaction did to the file."""
@@ -789,7 +818,14 @@ class _Run:
                 try:
                     connection.executescript(piece)
                 except self.database.errors as error:
-                    self._judge(error, watch, script, number, piece, careful)
+                    failure = self._failure(script, error, number, piece, watch.denied)
+                    if watch.misfit or _needs_autocommit(str(error)):
+                        script.alone = True
+                    elif careful or not isinstance(failure, _Failed):
+                        raise failure from None
+                    else:
+                        script.careful_from = line  # from here on, statement by statement
+                    raise _Again from None
                 if not connection.in_transaction:
                     script.alone = True
                     raise _Again
@@ -799,72 +835,17 @@ class _Run:
             self._tick()
             line, text = next(blocks, (0, ""))
 
-    def _judge(self, error: Exception, watch: _Watch, script: _Script, line: int, text: str,
-               careful: bool) -> NoReturn:
-        """Raise what follows from an error in a script: it runs in another way, or failed."""
-        if watch.misfit or _needs_autocommit(str(error)):
-            script.alone = True
-            raise _Again from None
-        if not watch.denied and _is_interrupt(error, text):
-            raise KeyboardInterrupt from None
-        if not careful:
-            script.careful_from = line  # from this block on, statement by statement
-            raise _Again from None
-        raise self._failure(script, line, text, watch.denied or str(error)) from None
-
-    def _failure(self, script: _Script, line: int | None, statement: str | None, message: str,
-                 ) -> _Failed:
-        """Return the failure of a script for an error of SQLite's."""
-        remedy = "Mend the script"
-        if statement and statement.startswith("."):
-            message = "a command of the sqlite3 program, not SQL"
-            statement = statement.split("\n")[0]
-        elif statement and not sqlite3.complete_statement(statement) and (
-                "incomplete input" in message or "unrecognized token" in message):
-            message = "the file ends within this statement, or within a quote in it"
-        else:
-            message, remedy = self.database.meaning(message) or (message, remedy)
-        return _Failed(script, message, line, statement, remedy=remedy)
-
-    def _check(self, script: _Script, before: Dangling | None, after: Dangling,
-               rebuilt: Container[str] | None) -> None:
-        """Refuse references that dangle since this script ran; tolerate older ones."""
-        for table, parent in [key for key, rows in after.items() if rows == [MISMATCH]]:
-            del after[table, parent]
-            self.report.warn(
-                f"after {script.name}, {table} has a foreign key that cannot work: there is no "
-                f"table {parent}, or what it refers to there is neither a primary key nor "
-                "unique. Mend that in a further script.")
-        if not after:
-            return
-        if before is None:
-            script.measured = True
-            raise _Again  # run it once more, to tell the new ones from the old
-        new = _newly_dangling(before, after, rebuilt)
-        number = sum(count for *_, count in new)
-        if new and "no-foreign-key-check" not in script.directives:
-            (table, parent), row, _ = new[0]
-            raise _Failed(
-                script, f"it leaves {_plural(number, 'reference')} dangling: {table} row {row} "
-                f"refers to a row of {parent} that does not exist",
-                remedy="Mend the script or, if this is meant, begin it with the line "
-                       f"`{'--' if script.sql else '#'} fastmigrate: no-foreign-key-check`")
-        self.report.warn(
-            f"{script.name} leaves {_plural(number, 'reference')} dangling, as its "
-            "no-foreign-key-check allows" if new else
-            f"{self.database.shown} has {_plural(sum(map(len, after.values())), 'reference')} "
-            "to rows that do not exist, from before this run. See PRAGMA foreign_key_check.")
-
     # -------------------------------------------------------------- scripts on their own
 
-    def _run_alone(self, connection: sqlite3.Connection, script: _Script) -> None:
-        """Run a script that does not fit in a transaction, under a snapshot.
+    def _run_alone(self, connection: sqlite3.Connection, pending: list[_Script],
+                   ) -> list[_Script]:
+        """Run the first script, which does not fit in a transaction, under a snapshot.
 
         Raises:
             _Failed: it failed, and what it did was put back.
         """
         database, since = self.database, time.perf_counter()
-        self._now = script
+        self._now = script = pending[0]
         script.open(next(script.blocks(), (1, ""))[1] if script.sql else script.read())
         # What dangles already can be read from the snapshot, should that be asked.
         before = None if self.snapshot else _dangling(connection)
@@ -882,11 +863,12 @@ class _Run:
                 self._run_process(script)
             self._settle(script, before)
         except BaseException as error:
-            self._give_up(script, error)
-            raise
+            failure = self._failure(script, error)
+            self._give_up(script, failure)
+            raise failure from None
         database.snapshot.drop()
         script.seconds = time.perf_counter() - since
-        self._finished([script])
+        return [script]
 
     def _settle(self, script: _Script, before: Dangling | None) -> None:
         """Write the version to which a script on its own has led."""
@@ -899,25 +881,26 @@ class _Run:
             after = _dangling(connection)
             if after and before is None:
                 before = self.database.snapshot.read(_dangling)
-            self._check(script, before, after, None)
-            self._bump(connection, script)
-            self._commit(connection, self.version, [script])
+            self._conclude(connection, script, before, after, None)
+            self._commit(connection, [script])
 
     def _give_up(self, script: _Script, error: BaseException) -> None:
         """Put back what a script changed that failed or was interrupted."""
-        database, kept = self.database, ""
+        database, kept, remedy = self.database, "", ""
         try:
             if script.outlived:
                 database.snapshot.release()
                 kept = (f"A process that it started is still running, and may write to "
                         f"{database.shown}: the next run waits for its end"
                         f"{', and puts back what was there' if self.snapshot else ''}.")
+                remedy = "End that process"
             elif self.snapshot:
                 database.snapshot.put_back()
             else:
                 database.snapshot.drop()
                 kept = (f"There was no snapshot: {database.shown} is at version {self.version}, "
                         f"and holds what {script.name} did before it failed.")
+                remedy = "Make the database right by hand, or restore a backup"
         except database.errors + (OSError,) as second:
             database.snapshot.release()
             raise MigrationError(
@@ -926,9 +909,7 @@ class _Run:
                 f"run puts it back, from {database.snapshot.path}, before anything else.",
                 path=script.path, version=self.version) from error
         if kept and isinstance(error, _Failed):
-            error.kept = kept
-            error.remedy = ("End that process" if script.outlived else
-                            "Make the database right by hand, or restore a backup")
+            error.kept, error.remedy = kept, remedy
         elif kept:
             self.report.warn(kept)
 
@@ -954,9 +935,7 @@ class _Run:
         try:
             self.database.patiently(execute)
         except self.database.errors + (sqlite3.Warning,) as error:
-            if _is_interrupt(error, statement):
-                raise KeyboardInterrupt from None
-            raise self._failure(script, line, statement, str(error)) from None
+            raise self._failure(script, error, line, statement) from None
 
     # -------------------------------------------------------------- processes
 
