@@ -943,18 +943,16 @@ class _Run:
         """Run a .py or .sh script, and all that it starts, to their end."""
         import subprocess
         import tempfile
-        posix = os.name == "posix"
-        command = script.command()
+        posix, timeout, command = os.name == "posix", self.database.timeout, script.command()
         with tempfile.TemporaryFile() as output:
-            shown = self.report.output
+            shown = None if self.report.output else output
             alive, held = os.pipe()  # at its end when no process of the script's is left
             try:
                 process = subprocess.Popen(
                     [*command, self.database.given], stdin=subprocess.DEVNULL,
-                    stdout=None if shown else output, stderr=None if shown else output,
+                    stdout=shown, stderr=shown, start_new_session=posix,
                     env={**os.environ, "FASTMIGRATE_VERSION": str(script.version)},
-                    pass_fds=(self.database.snapshot.lock, held) if posix else (),
-                    start_new_session=posix)
+                    pass_fds=(self.database.snapshot.lock, held) if posix else ())
             except OSError as error:
                 os.close(alive)
                 raise _Failed(script, f"{command[0]} cannot be run: {error.strerror}",
@@ -963,37 +961,22 @@ class _Run:
             finally:
                 os.close(held)
             try:
-                status = self._wait_for(process)
-                if status == 0 and self._is_over(script, alive):
-                    return
-                raise _Failed(script, _describe(status) if status else
-                              f"it ended, but processes that it started did not, for "
-                              f"{self.database.timeout:g} s", output=_tail(output))
+                while not _ends(process, alive, 0.5) and process.poll() is None:
+                    self._tick()
+                failed = _describe(process.wait())
+                if not failed and not _ends(process, alive, min(0.5, timeout)):
+                    self.report.warn(f"{script.name} has ended, but not all processes that it "
+                                     f"started: waiting up to {timeout:g} s for them")
+                    if not _ends(process, alive, timeout):
+                        failed = ("it ended, but processes that it started did not, for "
+                                  f"{timeout:g} s")
+                if failed:
+                    raise _Failed(script, failed, output=_tail(output))
             except BaseException:
-                _end(process)
-                script.outlived = posix and not _ends(alive, KILL_SECONDS)
+                script.outlived = not _end(process, alive)
                 raise
             finally:
                 os.close(alive)
-
-    def _wait_for(self, process: subprocess.Popen[bytes]) -> int:
-        if not self.report.terminal:
-            return process.wait()
-        import subprocess
-        while True:
-            try:
-                return process.wait(0.5)
-            except subprocess.TimeoutExpired:
-                self._tick()
-
-    def _is_over(self, script: _Script, alive: int) -> bool:
-        """Return whether all processes of a script end within the time to wait."""
-        timeout = self.database.timeout
-        if os.name != "posix" or _ends(alive, min(0.5, timeout)):
-            return True
-        self.report.warn(f"{script.name} has ended, but not all processes that it started: "
-                         f"waiting up to {timeout:g} s for them")
-        return _ends(alive, timeout)
 
     # -------------------------------------------------------------- looking
 
@@ -1124,12 +1107,11 @@ def _needs_autocommit(message: str) -> bool:
         and message != "database is locked")  # DETACH
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a script and what it started to end, then end them; wait for the script."""
+def _end(process: subprocess.Popen[bytes], alive: int) -> bool:
+    """Ask a script and what it started to end, then end them; return whether all did."""
     import signal
-    import subprocess
-
-    def send(number: int) -> None:
+    over = False
+    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
         try:
             if os.name == "posix":
                 os.killpg(process.pid, number)
@@ -1137,31 +1119,34 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 process.terminate()
         except (ProcessLookupError, PermissionError):
             pass  # none is left
-
-    if process.poll() is None:
-        send(signal.SIGTERM)
-        try:
-            process.wait(KILL_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
-    send(getattr(signal, "SIGKILL", signal.SIGTERM))
+        over = _ends(process, alive, KILL_SECONDS)
     process.wait()
+    return over
 
 
-def _ends(alive: int, timeout: float) -> bool:
-    """Return whether all that hold the other end of a pipe close it within the time."""
-    import select
-    return bool(select.select([alive], [], [], timeout)[0])
+def _ends(process: subprocess.Popen[bytes], alive: int, timeout: float) -> bool:
+    """Return whether a script, and all that hold the other end of its pipe, end within the
+    time. (On Windows they cannot inherit that.)"""
+    if os.name == "posix":
+        import select
+        poll = select.poll()
+        poll.register(alive, select.POLLIN)
+        return bool(poll.poll(1000 * min(timeout, 1e6)))
+    import subprocess
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _describe(status: int) -> str:
-    if status > 0:
-        return f"it failed with exit status {status}"
+    """Return how a script failed, "" if it did not."""
+    if status >= 0:
+        return f"it failed with exit status {status}" if status else ""
     import signal
-    try:
-        return f"it was killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"it was killed by signal {-status}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"it was killed by {names.get(-status, f'signal {-status}')}"
 
 
 def _tail(output: Any) -> str:
