@@ -812,7 +812,7 @@ class _Run:
         """Run a script in the open transaction, block by block."""
         line, made = 1, 0
         while line:
-            careful = script.careful_from is not None and line >= script.careful_from
+            careful = line >= script.careful_from
             for number, piece in _statements(text, line) if careful else ((line, text),):
                 watch.implicit_commit = True
                 try:
@@ -847,8 +847,7 @@ class _Run:
         database, since = self.database, time.perf_counter()
         self._now = script = pending[0]
         script.open(next(script.blocks(), (1, ""))[1] if script.sql else script.read())
-        # What dangles already can be read from the snapshot, should that be asked.
-        before = None if self.snapshot else _dangling(connection)
+        before = {} if self.snapshot else _dangling(connection)
         try:
             database.snapshot.take(script.name, self.snapshot)
         except database.errors + (OSError,) as error:
@@ -861,7 +860,17 @@ class _Run:
                 self._run_statements(script)
             else:
                 self._run_process(script)
-            self._settle(script, before)
+            with _closing(database.open()) as connection:
+                database.begin(connection)
+                version = _read_version(connection, database.shown)
+                if version not in (self.version, script.version):
+                    raise _Failed(script, f"it set the version to {version}; it leads from "
+                                          f"{self.version} to {script.version}")
+                after = _dangling(connection)
+                if after and self.snapshot:  # which tells what dangled before
+                    before = database.snapshot.read(_dangling)
+                self._conclude(connection, script, before, after, None)
+                self._commit(connection, [script])
         except BaseException as error:
             failure = self._failure(script, error)
             self._give_up(script, failure)
@@ -869,20 +878,6 @@ class _Run:
         database.snapshot.drop()
         script.seconds = time.perf_counter() - since
         return [script]
-
-    def _settle(self, script: _Script, before: Dangling | None) -> None:
-        """Write the version to which a script on its own has led."""
-        with _closing(self.database.open()) as connection:
-            self.database.begin(connection)
-            version = _read_version(connection, self.database.shown)
-            if version not in (self.version, script.version):
-                raise _Failed(script, f"it set the version to {version}; it leads from "
-                                      f"{self.version} to {script.version}")
-            after = _dangling(connection)
-            if after and before is None:
-                before = self.database.snapshot.read(_dangling)
-            self._conclude(connection, script, before, after, None)
-            self._commit(connection, [script])
 
     def _give_up(self, script: _Script, error: BaseException) -> None:
         """Put back what a script changed that failed or was interrupted."""
@@ -1169,7 +1164,7 @@ class _Script:
         self.path = os.path.join(folder, name)
         self.sql = name.endswith(".sql")
         self.alone = not self.sql  # does not fit in a transaction: runs under a snapshot
-        self.careful_from: int | None = None  # the line of the block that failed
+        self.careful_from = sys.maxsize  # the line of the block that failed
         self.measured = False  # what dangled before it matters, since something does after
         self.outlived = False  # a process that it started cannot be ended
         self.directives: set[str] = set()
@@ -1337,9 +1332,7 @@ def _whole(text: str) -> int:
     for _ in range(8):
         if sqlite3.complete_statement(text[:end]):
             return end
-        end = text.rfind(";\n", 0, end - 1) + 1
-        if end == 0:
-            break
+        end = text.rfind(";\n", 0, max(0, end - 1)) + 1
     return 0
 
 
