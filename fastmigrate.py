@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Container, Iterable, Iterator
     from pathlib import Path, PurePath
-    from typing import Any, NoReturn, Union
+    from typing import Any, Union
 
     StrPath = Union[str, "os.PathLike[str]"]
     Connect = Callable[[str], sqlite3.Connection]
@@ -552,33 +552,30 @@ class _Again(Exception):
     """What was done since the last commit is to be undone and tried in another way."""
 
 
-class _Failed(Exception):
+class _Failed(MigrationError):
     """A script failed; what it did is undone, or is about to be."""
 
     def __init__(self, script: _Script, what: str, line: int | None = None,
                  statement: str | None = None, *, remedy: str = "Mend the script",
                  output: str = "") -> None:
-        super().__init__(what)
+        where = script.path if line is None else f"{script.path}:{line}"
+        super().__init__(f"{where}: {what}", path=script.path, line=line, statement=statement)
         self.script = script
-        self.what = what
-        self.line = line
-        self.statement = statement
         self.remedy = remedy
         self.output = output  # the end of what the script printed
         self.kept = ""  # what has become of the database, if not what it was
 
-    def error(self, database: str, version: int) -> MigrationError:
+    def settled(self, database: str, version: int) -> MigrationError:
         """Return the error that the caller gets, now that everything has settled."""
-        where = self.script.path if self.line is None else f"{self.script.path}:{self.line}"
         lines = [line[:100] + ("..." if line[100:] else "")
                  for line in (self.statement or "").splitlines()]
         if len(lines) > 6:
             lines[5:] = [f"... ({len(lines) - 5} more lines)"]
+        text = "\n    ".join([str(self), *lines, *self.output.splitlines()])
         state = self.kept or f"{database} is at version {version}; nothing of this script was kept."
-        return MigrationError(
-            "\n    ".join([f"{where}: {self.what}", *lines, *self.output.splitlines()])
-            + f"\n{state}\n{self.remedy}, then run this again.",
-            path=self.script.path, line=self.line, statement=self.statement, version=version)
+        return MigrationError(f"{text}\n{state}\n{self.remedy}, then run this again.",
+                              path=self.path, line=self.line, statement=self.statement,
+                              version=version)
 
 
 class _Run:
@@ -602,7 +599,7 @@ class _Run:
         with database.explained():
             names, near = _scan(self.folder)
             if near:
-                self.report.warn(_near_misses(near, self.folder))
+                self.report.warn(near)
             try:
                 pending = self._look(names)
             except MigrationError:
@@ -623,16 +620,15 @@ class _Run:
         """Return whether there is anything to do; warn of what is not as it should be."""
         database = self.database
 
-        def history(connection: sqlite3.Connection, version: int) -> tuple[bool, list[Row]]:
+        def see(connection: sqlite3.Connection, version: int) -> tuple[bool, Any]:
             pending = any(version < v <= self.to for v in names)
-            return pending, _history(connection, version, names, whole=pending)
+            return pending, self._states(connection, version, names, thorough=pending)
 
-        self.version, (pending, rows) = database.look(history)
+        self.version, (pending, states) = database.look(see)
         if self.to < self.version:
             raise MigrationError(
                 f"{database.shown} is at version {self.version}, beyond {self.to}, and only a "
                 "backup leads back. Nothing was changed. See --restore.")
-        states = _states(self.folder, self.version, names, rows, pending) if rows else []
         for problem in self._problems(names, states):
             self.report.warn(problem)
         return pending or database.snapshot.exists()
@@ -655,58 +651,88 @@ class _Run:
                     if self.backup:
                         self.report.result(f"Backup: {database.back_up()}")
                         self.backup = False
-                    if pending[0].alone:
-                        self._run_alone(connection, pending[0])
-                    else:
-                        self._run_batch(connection, pending)
+                    run = self._run_alone if pending[0].alone else self._run_batch
+                    done = run(connection, pending)
+                    self.applied += done
+                    self.version = done[-1].version
+                    for script in done:
+                        self.report.result(f"Applied {script.name} ({_seconds(script.seconds)})")
                     if self.version == pending[-1].version:
                         break
                 except _Again:
                     pass
                 except _Failed as failure:
-                    if failure.kept:
-                        raise failure.error(database.shown, self.version) from None
                     failed = failure
+                    if failed.script.alone:
+                        break  # those before it are in
                 finally:
                     self.report.done()
         if failed:
-            raise failed.error(database.shown, self.version)
+            raise failed.settled(database.shown, self.version)
 
-    def _bump(self, connection: sqlite3.Connection, script: _Script) -> None:
-        """Write the version, in the transaction of the script."""
-        try:
-            if connection.execute(UPDATE_META, (script.version,)).rowcount != 1:
-                raise sqlite3.OperationalError("the row of _meta is gone")
-        except self.database.errors as error:
-            raise self._uncommitted(script, error) from None
-
-    def _commit(self, connection: sqlite3.Connection, start: int, scripts: list[_Script]) -> None:
-        """Write the history of the scripts that led on from a version, and commit."""
-        try:
-            connection.execute(CREATE_HISTORY)
-            recorded = connection.execute(SELECT_RECORDED, (start,)).fetchone()
-            if start and not recorded:
-                scripts[0].checksum += f"{AFTER}{start}"
-            connection.executemany(INSERT_HISTORY, [
-                (script.version, script.name, script.checksum, _utc()) for script in scripts])
-            self.database.commit(connection)
-        except self.database.errors as error:
-            raise self._uncommitted(scripts[-1], error) from None
-
-    def _uncommitted(self, script: _Script, error: Exception) -> _Failed:
-        if _is_interrupt(error):
-            raise KeyboardInterrupt
-        message = str(error)
-        if not self.database.meaning(message):
+    def _failure(self, script: _Script, error: BaseException, line: int | None = None,
+                 statement: str = "", why: str = "") -> BaseException:
+        """Return what an error comes to: that of SQLite is a failure of the script, or an
+        interrupt; others stay what they are."""
+        if isinstance(error, _Failed) or not isinstance(
+                error, self.database.errors + (sqlite3.Warning,)):
+            return error
+        if not why and _is_interrupt(error, statement):
+            return KeyboardInterrupt()
+        message, remedy = why or str(error), "Mend the script"
+        meaning = self.database.meaning(message)
+        if statement.startswith("."):
+            message = "a command of the sqlite3 program, not SQL"
+            statement = statement.split("\n")[0]
+        elif statement and not sqlite3.complete_statement(statement) and (
+                "incomplete input" in message or "unrecognized token" in message):
+            message = "the file ends within this statement, or within a quote in it"
+        elif meaning:
+            message, remedy = meaning
+        elif not statement:
             message = f"it cannot be committed with its version: {message}"
-        return self._failure(script, None, None, message)
+        return _Failed(script, message, line, statement or None, remedy=remedy)
 
-    def _finished(self, scripts: list[_Script]) -> None:
-        """These scripts are committed."""
-        self.applied += scripts
-        self.version = scripts[-1].version
-        for script in scripts:
-            self.report.result(f"Applied {script.name} ({_seconds(script.seconds)})")
+    def _conclude(self, connection: sqlite3.Connection, script: _Script,
+                  before: Dangling | None, after: Dangling, rebuilt: Container[str] | None) -> None:
+        """Write the version to which a script has led. Refuse references that dangle since it
+        ran; tolerate older ones."""
+        if connection.execute(UPDATE_META, (script.version,)).rowcount != 1:
+            raise sqlite3.OperationalError("the row of _meta is gone")
+        for table, parent in [key for key, rows in after.items() if rows == [MISMATCH]]:
+            del after[table, parent]
+            self.report.warn(
+                f"after {script.name}, {table} has a foreign key that cannot work: there is no "
+                f"table {parent}, or what it refers to there is neither a primary key nor "
+                "unique. Mend that in a further script.")
+        if not after:
+            return
+        if before is None:
+            script.measured = True
+            raise _Again  # run it once more, to tell the new ones from the old
+        new = _newly_dangling(before, after, rebuilt)
+        number = sum(count for *_, count in new)
+        if new and "no-foreign-key-check" not in script.directives:
+            (table, parent), row, _ = new[0]
+            raise _Failed(
+                script, f"it leaves {_plural(number, 'reference')} dangling: {table} row {row} "
+                f"refers to a row of {parent} that does not exist",
+                remedy="Mend the script or, if this is meant, begin it with the line "
+                       f"`{'--' if script.sql else '#'} fastmigrate: no-foreign-key-check`")
+        self.report.warn(
+            f"{script.name} leaves {_plural(number, 'reference')} dangling, as its "
+            "no-foreign-key-check allows" if new else
+            f"{self.database.shown} has {_plural(sum(map(len, after.values())), 'reference')} "
+            "to rows that do not exist, from before this run. See PRAGMA foreign_key_check.")
+
+    def _commit(self, connection: sqlite3.Connection, scripts: list[_Script]) -> None:
+        """Write the history of the scripts that lead on from where we stand, and commit."""
+        connection.execute(CREATE_HISTORY)
+        if self.version and not connection.execute(SELECT_RECORDED, (self.version,)).fetchone():
+            scripts[0].checksum += f"{AFTER}{self.version}"
+        connection.executemany(INSERT_HISTORY, [
+            (script.version, script.name, script.checksum, _utc()) for script in scripts])
+        self.database.commit(connection)
 
     def _tick(self) -> None:
         """Called now and then while SQLite works: a chance for signals, and for progress."""
@@ -715,8 +741,10 @@ class _Run:
 
     # -------------------------------------------------------------- SQL in a transaction
 
-    def _run_batch(self, connection: sqlite3.Connection, pending: list[_Script]) -> None:
-        """Run SQL scripts in the transaction that is open, for BATCH_SECONDS, and commit.
+    def _run_batch(self, connection: sqlite3.Connection, pending: list[_Script],
+                   ) -> list[_Script]:
+        """Run SQL scripts in the transaction that is open, for BATCH_SECONDS, and commit;
+        return those that are in.
 
         Raises:
             _Failed: a script failed; those before it are to be run again without it.
@@ -725,8 +753,7 @@ class _Run:
         watch, references = _Watch(), _References(connection)
         connection.set_authorizer(watch.authorizer())
         connection.set_progress_handler(self._tick, TICK_INSTRUCTIONS)
-        start, mode = self.version, _journal_mode(connection)
-        began, done = time.monotonic(), list[_Script]()
+        mode, began, done = _journal_mode(connection), time.monotonic(), list[_Script]()
         try:
             for script in pending:
                 if done and (script.alone or time.monotonic() - began > BATCH_SECONDS):
@@ -741,23 +768,22 @@ class _Run:
                 if script.pragmas:
                     self._run_pragmas(connection, script)
                 before = _dangling(connection, references.tables()) if script.measured else None
-                watch.start(bool(script.pragmas) and _enforces(connection))
+                watch.start(bool(script.pragmas) and connection.execute(
+                    "PRAGMA foreign_keys").fetchone() == (1,))
                 self._run_blocks(connection, watch, script, text, blocks)
                 watch.on = False
-                self._check(script, before, references.dangling(watch),
-                            watch.created | watch.dropped | watch.altered)
-                self._bump(connection, script)
-                self.version = script.version
+                self._conclude(connection, script, before, references.dangling(watch),
+                               watch.made | watch.dropped)
                 script.seconds = time.perf_counter() - since
                 done.append(script)
                 if watch.stateful or script.pragmas:
                     break  # the next script gets a fresh connection
-            self._commit(connection, start, done)
-        except BaseException:
-            self.version = start
+            script = done[-1]  # the one to blame if they cannot be committed
+            self._commit(connection, done)
+            return done
+        except BaseException as error:
             self._undo(connection, mode)
-            raise
-        self._finished(done)
+            raise self._failure(script, error) from None
 
     def _undo(self, connection: sqlite3.Connection, mode: str) -> None:
         """Roll back, also what a PRAGMA before the transaction did to the file."""
@@ -786,95 +812,42 @@ class _Run:
         """Run a script in the open transaction, block by block."""
         line, made = 1, 0
         while line:
-            careful = script.careful_from is not None and line >= script.careful_from
+            careful = line >= script.careful_from
             for number, piece in _statements(text, line) if careful else ((line, text),):
                 watch.implicit_commit = True
                 try:
                     connection.executescript(piece)
                 except self.database.errors as error:
-                    self._judge(error, watch, script, number, piece, careful)
+                    failure = self._failure(script, error, number, piece, watch.denied)
+                    if watch.misfit or _needs_autocommit(str(error)):
+                        script.alone = True
+                    elif careful or not isinstance(failure, _Failed):
+                        raise failure from None
+                    else:
+                        script.careful_from = line  # from here on, statement by statement
+                    raise _Again from None
                 if not connection.in_transaction:
                     script.alone = True
                     raise _Again
-            if len(watch.created) + len(watch.altered) > made:
+            if len(watch.made) > made:
                 watch.refers |= "references" in text.lower()
-                made = len(watch.created) + len(watch.altered)
+                made = len(watch.made)
             self._tick()
             line, text = next(blocks, (0, ""))
 
-    def _judge(self, error: Exception, watch: _Watch, script: _Script, line: int, text: str,
-               careful: bool) -> NoReturn:
-        """Raise what follows from an error in a script: it runs in another way, or failed."""
-        if not watch.denied and _is_interrupt(error, text):
-            raise KeyboardInterrupt from None
-        if watch.misfit or not watch.denied and _needs_autocommit(str(error)):
-            script.alone = True
-            raise _Again from None
-        if not careful:
-            script.careful_from = line  # from this block on, statement by statement
-            raise _Again from None
-        raise self._failure(script, line, text, watch.denied or str(error)) from None
-
-    def _failure(self, script: _Script, line: int | None, statement: str | None, message: str,
-                 ) -> _Failed:
-        """Return the failure of a script for an error of SQLite's."""
-        remedy = "Mend the script"
-        if statement and statement.startswith("."):
-            message = "a command of the sqlite3 program, not SQL"
-            statement = statement.split("\n")[0]
-        elif statement and not sqlite3.complete_statement(statement) and (
-                "incomplete input" in message or "unrecognized token" in message):
-            message = "the file ends within this statement, or within a quote in it"
-        else:
-            message, remedy = self.database.meaning(message) or (message, remedy)
-        return _Failed(script, message, line, statement, remedy=remedy)
-
-    def _check(self, script: _Script, before: Dangling | None, after: Dangling,
-               rebuilt: Container[str] | None) -> None:
-        """Refuse references that dangle since this script ran; tolerate older ones."""
-        for table, parent in [key for key, rows in after.items() if rows == [MISMATCH]]:
-            del after[table, parent]
-            self.report.warn(
-                f"after {script.name}, {table} has a foreign key that cannot work: there is no "
-                f"table {parent}, or what it refers to there is neither a primary key nor "
-                "unique. Mend that in a further script.")
-        if not after:
-            return
-        if before is None:
-            script.measured = True
-            raise _Again  # run it once more, to tell the new ones from the old
-        new = _newly_dangling(before, after, rebuilt)
-        number = sum(count for *_, count in new)
-        if new and "no-foreign-key-check" not in script.directives:
-            (table, parent), row, _ = new[0]
-            raise _Failed(
-                script, f"it leaves {_plural(number, 'reference')} dangling: {table} row {row} "
-                f"refers to a row of {parent} that does not exist",
-                remedy="Mend the script or, if this is meant, begin it with the line "
-                       f"`{'--' if script.sql else '#'} fastmigrate: no-foreign-key-check`")
-        self.report.warn(
-            f"{script.name} leaves {_plural(number, 'reference')} dangling, as its "
-            "no-foreign-key-check allows" if new else
-            f"{self.database.shown} has {_plural(sum(map(len, after.values())), 'reference')} "
-            "to rows that do not exist, from before this run. See PRAGMA foreign_key_check.")
-
     # -------------------------------------------------------------- scripts on their own
 
-    def _run_alone(self, connection: sqlite3.Connection, script: _Script) -> None:
-        """Run a script that does not fit in a transaction, under a snapshot.
+    def _run_alone(self, connection: sqlite3.Connection, pending: list[_Script],
+                   ) -> list[_Script]:
+        """Run the first script, which does not fit in a transaction, under a snapshot.
 
         Raises:
             _Failed: it failed, and what it did was put back.
         """
         database, since = self.database, time.perf_counter()
-        self._now = script
-        if script.sql:
-            script.open(next(script.blocks(), (1, ""))[1])
-        else:
-            script.read()
-        # What dangles already can be read from the snapshot, should that be asked.
-        before = None if self.snapshot else _dangling(
-            connection, _References(connection).tables())
+        self._now = script = pending[0]
+        script.open(next(script.blocks(), (1, ""))[1] if script.sql else script.read())
+        before = {} if self.snapshot else _dangling(connection)
         try:
             database.snapshot.take(script.name, self.snapshot)
         except database.errors + (OSError,) as error:
@@ -887,56 +860,51 @@ class _Run:
                 self._run_statements(script)
             else:
                 self._run_process(script)
-            self._settle(script, before)
+            with _closing(database.open()) as connection:
+                database.begin(connection)
+                version = _read_version(connection, database.shown)
+                if version not in (self.version, script.version):
+                    raise _Failed(script, f"it set the version to {version}; it leads from "
+                                          f"{self.version} to {script.version}")
+                after = _dangling(connection)
+                if after and self.snapshot:  # which tells what dangled before
+                    before = database.snapshot.read(_dangling)
+                self._conclude(connection, script, before, after, None)
+                self._commit(connection, [script])
         except BaseException as error:
-            self._give_up(script, error)
-            raise
+            failure = self._failure(script, error)
+            self._give_up(script, failure)
+            raise failure from None
         database.snapshot.drop()
         script.seconds = time.perf_counter() - since
-        self._finished([script])
-
-    def _settle(self, script: _Script, before: Dangling | None) -> None:
-        """Write the version to which a script on its own has led."""
-        with _closing(self.database.open()) as connection:
-            self.database.begin(connection)
-            version = _read_version(connection, self.database.shown)
-            if version not in (self.version, script.version):
-                raise _Failed(script, f"it set the version to {version}; it leads from "
-                                      f"{self.version} to {script.version}")
-            after = _dangling(connection, _References(connection).tables())
-            if after and before is None:
-                before = self.database.snapshot.read(
-                    lambda copy: _dangling(copy, _References(copy).tables()))
-            self._check(script, before, after, None)
-            self._bump(connection, script)
-            self._commit(connection, self.version, [script])
+        return [script]
 
     def _give_up(self, script: _Script, error: BaseException) -> None:
         """Put back what a script changed that failed or was interrupted."""
-        database, kept = self.database, ""
+        database, kept, remedy = self.database, "", ""
         try:
             if script.outlived:
                 database.snapshot.release()
                 kept = (f"A process that it started is still running, and may write to "
                         f"{database.shown}: the next run waits for its end"
                         f"{', and puts back what was there' if self.snapshot else ''}.")
+                remedy = "End that process"
             elif self.snapshot:
                 database.snapshot.put_back()
             else:
                 database.snapshot.drop()
                 kept = (f"There was no snapshot: {database.shown} is at version {self.version}, "
                         f"and holds what {script.name} did before it failed.")
+                remedy = "Make the database right by hand, or restore a backup"
         except database.errors + (OSError,) as second:
             database.snapshot.release()
             raise MigrationError(
-                f"{script.path}: {error or 'interrupted'}\n{database.shown} could not be put "
+                f"{str(error) or script.path + ': interrupted'}\n{database.shown} could not be put "
                 f"back: {database.reason(second)}\nIt holds what the script left. The next "
                 f"run puts it back, from {database.snapshot.path}, before anything else.",
                 path=script.path, version=self.version) from error
         if kept and isinstance(error, _Failed):
-            error.kept = kept
-            error.remedy = ("End that process" if script.outlived else
-                            "Make the database right by hand, or restore a backup")
+            error.kept, error.remedy = kept, remedy
         elif kept:
             self.report.warn(kept)
 
@@ -962,9 +930,7 @@ class _Run:
         try:
             self.database.patiently(execute)
         except self.database.errors + (sqlite3.Warning,) as error:
-            if _is_interrupt(error, statement):
-                raise KeyboardInterrupt from None
-            raise self._failure(script, line, statement, str(error)) from None
+            raise self._failure(script, error, line, statement) from None
 
     # -------------------------------------------------------------- processes
 
@@ -972,18 +938,16 @@ class _Run:
         """Run a .py or .sh script, and all that it starts, to their end."""
         import subprocess
         import tempfile
-        posix = os.name == "posix"
-        command = script.command()
+        posix, timeout, command = os.name == "posix", self.database.timeout, script.command()
         with tempfile.TemporaryFile() as output:
-            shown = self.report.output
+            shown = None if self.report.output else output
             alive, held = os.pipe()  # at its end when no process of the script's is left
             try:
                 process = subprocess.Popen(
                     [*command, self.database.given], stdin=subprocess.DEVNULL,
-                    stdout=None if shown else output, stderr=None if shown else output,
+                    stdout=shown, stderr=shown, start_new_session=posix,
                     env={**os.environ, "FASTMIGRATE_VERSION": str(script.version)},
-                    pass_fds=(self.database.snapshot.lock, held) if posix else (),
-                    start_new_session=posix)
+                    pass_fds=(self.database.snapshot.lock, held) if posix else ())
             except OSError as error:
                 os.close(alive)
                 raise _Failed(script, f"{command[0]} cannot be run: {error.strerror}",
@@ -992,37 +956,22 @@ class _Run:
             finally:
                 os.close(held)
             try:
-                status = self._wait_for(process)
-                if status == 0 and self._is_over(script, alive):
-                    return
-                raise _Failed(script, _describe(status) if status else
-                              f"it ended, but processes that it started did not, for "
-                              f"{self.database.timeout:g} s", output=_tail(output))
+                while not _ends(process, alive, 0.5) and process.poll() is None:
+                    self._tick()
+                failed = _describe(process.wait())
+                if not failed and not _ends(process, alive, min(0.5, timeout)):
+                    self.report.warn(f"{script.name} has ended, but not all processes that it "
+                                     f"started: waiting up to {timeout:g} s for them")
+                    if not _ends(process, alive, timeout):
+                        failed = ("it ended, but processes that it started did not, for "
+                                  f"{timeout:g} s")
+                if failed:
+                    raise _Failed(script, failed, output=_tail(output))
             except BaseException:
-                _end(process)
-                script.outlived = posix and not _ends(alive, KILL_SECONDS)
+                script.outlived = not _end(process, alive)
                 raise
             finally:
                 os.close(alive)
-
-    def _wait_for(self, process: subprocess.Popen[bytes]) -> int:
-        if not self.report.terminal:
-            return process.wait()
-        import subprocess
-        while True:
-            try:
-                return process.wait(0.5)
-            except subprocess.TimeoutExpired:
-                self._tick()
-
-    def _is_over(self, script: _Script, alive: int) -> bool:
-        """Return whether all processes of a script end within the time to wait."""
-        timeout = self.database.timeout
-        if os.name != "posix" or _ends(alive, min(0.5, timeout)):
-            return True
-        self.report.warn(f"{script.name} has ended, but not all processes that it started: "
-                         f"waiting up to {timeout:g} s for them")
-        return _ends(alive, timeout)
 
     # -------------------------------------------------------------- looking
 
@@ -1031,119 +980,102 @@ class _Run:
         database = self.database
         with database.explained():
             names, near = _scan(self.folder)
-            self.version, rows = database.look(lambda connection, version: _history(
-                connection, version, names, whole=True))
-            states = _states(self.folder, self.version, names, rows, edits=True)
+            self.version, states = database.look(
+                lambda connection, version: self._states(connection, version, names))
             problems = self._problems(names, states)
             if near:
-                problems.append(_near_misses(near, self.folder))
+                problems.append(near)
             if database.snapshot.exists():
                 problems.append(f"{database.snapshot.holder()} has not finished a script: the "
                                 "next run waits for it or, if it died, sets that right.")
-        return {
-            "db": database.given, "version": self.version, "latest": max(names, default=0),
-            "migrations": [dict(zip(("version", "name", "state", "applied_at"), state))
-                           for state in states], "problems": problems}
+        keys = ("version", "name", "state", "applied_at")
+        return {"db": database.given, "version": self.version, "latest": max(names, default=0),
+                "migrations": [dict(zip(keys, state)) for state in states],
+                "problems": problems}
 
-    def _problems(self, names: dict[int, str], states: list[State]) -> list[str]:
+    def _problems(self, names: dict[int, str], states: list[tuple[Any, ...]]) -> list[str]:
         """Say where the directory is not what was applied, once for each kind."""
-        database, latest = self.database.shown, max(names, default=0)
-        found: dict[str, list[str]] = {}
-        for number, name, state, _ in states:
-            if state != "missing" or number < latest:
-                found.setdefault(state, []).append(name)
-        problems = []
+        database, latest, problems = self.database.shown, max(names, default=0), []
         if self.version > latest:
             problems.append(
                 f"{database} is at version {self.version}, newer than the scripts in "
                 f"{self.folder}, which end at {latest}: is this an old release of the "
                 "application?")
-        return problems + [
-            text.format(names=", ".join(found[state]), db=database, folder=self.folder)
-            for state, text in DRIFT.items() if state in found]
+        for kind, text in DRIFT.items():
+            found = [name for number, name, state, *_ in states
+                     if state == kind and (kind != "missing" or number < latest)]
+            if found:
+                problems.append(text.format(names=", ".join(found), db=database,
+                                            folder=self.folder))
+        return problems
 
     def accept(self) -> list[str]:
         """Record the applied scripts as they stand now; return the names of those that
         were recorded otherwise."""
-        database = self.database
+        database, accepted = self.database, []
         names, _ = _scan(self.folder)
         with database.explained(), _closing(database.writing()) as connection:
             version = _read_version(connection, database.shown)
             connection.execute(CREATE_HISTORY)
-            rows = _history(connection, version, names, whole=True)
-            checksums = {row[0]: row[2] for row in rows}
-            accepted = []
-            for number, name, state, when in _states(self.folder, version, names, rows, True):
+            for number, name, state, when, mark in self._states(connection, version, names):
                 if state == "missing":
                     connection.execute(DELETE_HISTORY, (number, number))
-                elif state == "edited" or state == "applied" and number not in checksums:
-                    _, marked, after = checksums.get(number, "").partition(AFTER)
+                elif state == "edited" or state == "applied" and not when:
+                    script = _Script(self.folder, number, name)
+                    script.read()
                     connection.execute(INSERT_HISTORY, (
-                        number, name, _checksum(os.path.join(self.folder, name)) + marked + after,
-                        when or _utc()))
+                        number, name, script.checksum + mark, when or _utc()))
                 else:
                     continue
                 accepted.append(name)
             database.commit(connection)
-            return accepted
+        return accepted
 
-
-def _history(connection: sqlite3.Connection, version: int, names: dict[int, str],
-             whole: bool) -> list[Row]:
-    """Return what the history records up to a version: all of it or, to be quick, nothing
-    where it can be told that it records just the scripts that there are."""
-    try:
-        extent = connection.execute(SELECT_EXTENT).fetchone()
-    except connection.OperationalError as error:
-        if "no such table" not in str(error):
-            raise
-        return []
-    number, first, last = len(names), min(names, default=0), max(names, default=0)
-    if not whole and extent == (number, first, last) and last - first + 1 == number:
-        return []
-    return connection.execute(SELECT_HISTORY, (version,)).fetchall()
-
-
-def _states(folder: str, version: int, names: dict[int, str], rows: list[Row],
-            edits: bool) -> list[State]:
-    """Return the state of each script there is or was, in order.
-
-    Args:
-        rows: the history up to the version; scripts that it does not reach are applied.
-        edits: compare the scripts with their checksums, which reads them.
-    """
-    recorded = {row[0]: row for row in rows}
-    skipped: set[int] = set()  # numbers that a run passed over: a script there came late
-    last = 0
-    for number, _, checksum, _ in rows:
-        after = checksum.partition(AFTER)[2]
-        skipped.update(range(int(after or last) + 1, number))
-        last = number
-    states: list[State] = []
-    for number in sorted({*names, *recorded}):
-        _, name, checksum, when = recorded.get(number, (0, "", "", None))
-        if number not in names:
-            state = "missing"
-        elif number > version:
-            state = "pending"
-        elif number not in recorded:
-            state = "late" if number in skipped else "applied"
-        else:
-            edited = edits and checksum.partition(AFTER)[0] != _checksum(
-                os.path.join(folder, names[number]))
-            state = "edited" if edited else "applied"
-        states.append((number, names.get(number, name), state, when))
-    return states
+    def _states(self, connection: sqlite3.Connection, version: int, names: dict[int, str],
+                thorough: bool = True) -> list[tuple[Any, ...]]:
+        """Return (version, name, state, when it was applied, mark in its checksum) of each
+        script that there is or was, in order. Unless it is to be thorough, none is compared
+        with its checksum, which reads it; and none is returned where it is quickly told that
+        the history records just the scripts that there are.
+        """
+        try:
+            extent = connection.execute(SELECT_EXTENT).fetchone()
+        except connection.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
+            extent = (0, None, None)
+        number, first, last = len(names), min(names, default=0), max(names, default=0)
+        if not thorough and (not extent[0] or last - first + 1 == number
+                             and extent == (number, first, last)):
+            return []
+        recorded = {} if not extent[0] else {
+            row[0]: row[1:] for row in connection.execute(SELECT_HISTORY, (version,))}
+        states: list[tuple[Any, ...]] = []
+        passed = version  # from here up no run passed over a script: none is late
+        for number in sorted({*names, *recorded}, reverse=True):
+            name, checksum, when = recorded.get(number, ("", "", None))
+            checksum, mark, after = checksum.partition(AFTER)
+            if number in recorded:
+                passed = int(after or 0)  # or to the one before it, which comes next
+            script = _Script(self.folder, number, names.get(number, name))
+            state = "applied"  # also where the history does not reach
+            if number not in names:
+                state = "missing"
+            elif number > version:
+                state = "pending"
+            elif number not in recorded:
+                state = "late" if number > passed else state
+            elif thorough:
+                script.read()
+                state = "edited" if checksum != script.checksum else state
+            states.append((number, script.name, state, when, mark + after))
+        return states[::-1]
 
 
 def _unenforce(connection: sqlite3.Connection) -> None:
     """Turn foreign keys off, or the rebuild of a table deletes its children. They may be on
     by the application's `connect`, or by the way SQLite was built."""
     connection.execute("PRAGMA foreign_keys = OFF")
-
-
-def _enforces(connection: sqlite3.Connection) -> bool:
-    return bool(connection.execute("PRAGMA foreign_keys").fetchone()[0])
 
 
 def _journal_mode(connection: sqlite3.Connection) -> str:
@@ -1170,12 +1102,11 @@ def _needs_autocommit(message: str) -> bool:
         and message != "database is locked")  # DETACH
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a script and what it started to end, then end them; wait for the script."""
+def _end(process: subprocess.Popen[bytes], alive: int) -> bool:
+    """Ask a script and what it started to end, then end them; return whether all did."""
     import signal
-    import subprocess
-
-    def send(number: int) -> None:
+    over = False
+    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
         try:
             if os.name == "posix":
                 os.killpg(process.pid, number)
@@ -1183,31 +1114,34 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 process.terminate()
         except (ProcessLookupError, PermissionError):
             pass  # none is left
-
-    if process.poll() is None:
-        send(signal.SIGTERM)
-        try:
-            process.wait(KILL_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
-    send(getattr(signal, "SIGKILL", signal.SIGTERM))
+        over = _ends(process, alive, KILL_SECONDS)
     process.wait()
+    return over
 
 
-def _ends(alive: int, timeout: float) -> bool:
-    """Return whether all that hold the other end of a pipe close it within the time."""
-    import select
-    return bool(select.select([alive], [], [], timeout)[0])
+def _ends(process: subprocess.Popen[bytes], alive: int, timeout: float) -> bool:
+    """Return whether a script, and all that hold the other end of its pipe, end within the
+    time. (On Windows they cannot inherit that.)"""
+    if os.name == "posix":
+        import select
+        poll = select.poll()
+        poll.register(alive, select.POLLIN)
+        return bool(poll.poll(1000 * min(timeout, 1e6)))
+    import subprocess
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _describe(status: int) -> str:
-    if status > 0:
-        return f"it failed with exit status {status}"
+    """Return how a script failed, "" if it did not."""
+    if status >= 0:
+        return f"it failed with exit status {status}" if status else ""
     import signal
-    try:
-        return f"it was killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"it was killed by signal {-status}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"it was killed by {names.get(-status, f'signal {-status}')}"
 
 
 def _tail(output: Any) -> str:
@@ -1230,12 +1164,12 @@ class _Script:
         self.path = os.path.join(folder, name)
         self.sql = name.endswith(".sql")
         self.alone = not self.sql  # does not fit in a transaction: runs under a snapshot
-        self.careful_from: int | None = None  # the line of the block that failed
+        self.careful_from = sys.maxsize  # the line of the block that failed
         self.measured = False  # what dangled before it matters, since something does after
         self.outlived = False  # a process that it started cannot be ended
         self.directives: set[str] = set()
         self.pragmas: list[tuple[int, str]] = []  # (line, statement), to run before BEGIN
-        self.checksum = ""
+        self.checksum = ""  # known when all of it was read
         self.seconds = 0.0
         self._done = 0  # bytes read
 
@@ -1245,97 +1179,106 @@ class _Script:
             return f"{self.name} is running"
         return f"{self.name}: {100 * self._done // size} % of {size / 1e6:.1f} MB"
 
+    def lines(self) -> Iterator[bytes]:
+        """Yield the file in runs of whole lines, of about BLOCK bytes each, without its byte
+        order mark and with line ends as the sqlite3 program reads them. The checksum is against
+        accidents: these, and white space at the end of a line or of the file, do not count.
+
+        Raises:
+            _Failed: it cannot be read.
+        """
+        import zlib  # hashlib takes longer to import than a script to run
+        self._done = crc = length = 0
+        held = b""  # white space that counts only if something follows it
+        try:
+            with open(self.path, "rb") as file:
+                if file.read(3) != b"\xef\xbb\xbf":
+                    file.seek(0)
+                while data := file.read(BLOCK):
+                    if data[-1:] != b"\n":
+                        data += file.readline()
+                    self._done += len(data)
+                    returns = b"\r" in data
+                    yield data.replace(b"\r\n", b"\n") if returns else data
+                    if returns or b" \n" in data or b"\t" in data and b"\t\n" in data:
+                        data = b"\n".join([line.rstrip() for line in data.split(b"\n")])
+                    kept = data.rstrip()
+                    if kept:
+                        crc = zlib.crc32(held + kept, crc)
+                        length += len(held + kept)
+                        held = b""
+                    held += data[len(kept):]
+        except OSError as error:
+            raise _Failed(self, f"it cannot be read: {error.strerror}",
+                          remedy="Make the file readable") from None
+        self.checksum = f"{crc:08x}-{length:x}"
+
+    def read(self) -> str:
+        """Read all of the script, for its checksum; return how it begins."""
+        runs = self.lines()
+        beginning = next(runs, b"")
+        for _ in runs:
+            pass
+        return beginning.decode(errors="replace")
+
     def blocks(self) -> Iterator[tuple[int, str]]:
-        """Yield an SQL script as (number of the first line, text of whole statements). Its
-        checksum is known when all of it was read.
+        """Yield an SQL script as (number of the first line, text of whole statements).
 
         Raises:
             _Failed: it cannot be read, or is not UTF-8.
         """
-        digest = _Digest()
-        line, rest, wanted, self._done = 1, "", 0, 0
-        try:
-            for data in _lines(self.path):
-                self._done += len(data)
-                digest.update(data)
-                if b"\r" in data:
-                    data = data.replace(b"\r\n", b"\n")  # as the sqlite3 program reads it
-                text = rest + self._decode(data, line + rest.count("\n"))
-                # A statement that goes on is looked at again when the text has doubled, so
-                # that a long one costs no more than its length.
-                cut = _whole(text) if len(text) >= wanted else 0
-                if cut:
-                    yield line, text[:cut]
-                    line += text.count("\n", 0, cut)
-                    rest, wanted = text[cut:], 0
-                else:
-                    rest, wanted = text, max(wanted, 2 * len(text))
-        except OSError as error:
-            raise self._unreadable(error) from None
+        line, rest, wanted = 1, "", 0
+        for data in self.lines():
+            text = rest + self._decode(data, line + rest.count("\n"))
+            # A statement that goes on is looked at again when the text has doubled, so that a
+            # long one costs no more than its length.
+            cut = _whole(text) if len(text) >= wanted else 0
+            if cut:
+                yield line, text[:cut]
+                line += text.count("\n", 0, cut)
+            rest, wanted = text[cut:], 0 if cut else max(wanted, 2 * len(text))
         if rest:
             yield line, rest
-        self.checksum = digest.hexdigest()
 
     def _decode(self, data: bytes, line: int) -> str:
         try:
+            wrong, position = "it holds a NUL character", data.find(b"\0")
             text = data.decode()
         except UnicodeDecodeError as error:
-            raise _Failed(self, "it is not UTF-8", line + data.count(b"\n", 0, error.start),
-                          remedy="Save it as UTF-8") from None
-        if "\0" in text:
-            raise _Failed(self, "it holds a NUL character",
-                          line + text.count("\n", 0, text.index("\0")))
+            wrong, position = "it is not UTF-8", error.start
+        if position >= 0:
+            raise _Failed(self, wrong, line + data.count(b"\n", 0, position),
+                          remedy="Save it as UTF-8")
         return text
 
-    def _unreadable(self, error: OSError) -> _Failed:
-        return _Failed(self, f"it cannot be read: {error.strerror}",
-                       remedy="Make the file readable")
-
     def open(self, text: str) -> str:
-        """Read the directives in the opening comment of SQL, and the PRAGMAs after it that
-        belong before a transaction; return the first block without these."""
+        """Read the directives in the opening comment, and the PRAGMAs after it that belong
+        before a transaction; return the text without these."""
+        import re
         start = _skip(text, 0)
-        self._read_directives(text[:start])
+        if not self.sql:
+            start = len(re.split(r"(?m)^(?!#|[^\S\n]*$)", text, maxsplit=1)[0])
+        self.directives = set()
+        for line, comment in enumerate(text[:start].splitlines(), 1):
+            for word in re.findall(r"[^\s,*/]+", comment.partition("fastmigrate:")[2]):
+                if word not in DIRECTIVES:
+                    raise _Failed(self, f"it has the unknown directive {word!r}", line,
+                                  remedy=f"Write one of {', '.join(DIRECTIVES)}")
+                self.directives.add(word)
+        self.alone |= "no-transaction" in self.directives
         self.pragmas = []
         if self.alone or text[start:start + 6].lower() != "pragma":
             return text
-        import re
-        name = re.compile(r"pragma\s+(?:\w+\s*\.\s*)?(\w+)", re.I)
         for line, statement in _statements(text, 1):
-            found = name.match(statement)
+            found = re.match(r"pragma\s+(?:\w+\s*\.\s*)?(\w+)", statement, re.I)
             if not found:
                 break
             if found.group(1).lower() in OUTSIDE_PRAGMAS:
                 self.pragmas.append((line, statement))
-                text = text.replace(statement, "\n" * statement.count("\n"), 1)
+                start = text.index(statement, start)
+                text = (text[:start] + "\n" * statement.count("\n")
+                        + text[start + len(statement):])
         return text
-
-    def read(self) -> None:
-        """Read the checksum and the directives of a script that is not SQL."""
-        opening = []
-        try:
-            self.checksum = _checksum(self.path)
-            with open(self.path, encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    if line.strip() and not line.startswith("#"):
-                        break
-                    opening.append(line)
-        except OSError as error:
-            raise self._unreadable(error) from None
-        self._read_directives("".join(opening))
-
-    def _read_directives(self, opening: str) -> None:
-        self.directives = set()
-        if "fastmigrate:" not in opening:
-            return
-        for number, line in enumerate(opening.splitlines(), 1):
-            words = line.partition("fastmigrate:")[2].replace(",", " ").replace("*/", " ")
-            for word in words.split():
-                if word not in DIRECTIVES:
-                    raise _Failed(self, f"it has the unknown directive {word!r}", number,
-                                  remedy=f"Write one of {', '.join(DIRECTIVES)}")
-                self.directives.add(word)
-        self.alone |= "no-transaction" in self.directives
 
     def command(self) -> list[str]:
         """Return the command that runs a script that is not SQL, but for its argument."""
@@ -1350,52 +1293,8 @@ class _Script:
         return [*(first[2:].split(None, 1) if first[:2] == "#!" else ["sh"]), path]
 
 
-class _Digest:
-    """The checksum of a script, against accidents: a byte order mark, the kind of line end,
-    and white space at the end of a line or of the file do not count."""
-
-    def __init__(self) -> None:
-        import zlib  # hashlib takes longer to import than a script to run
-        self._crc32 = zlib.crc32
-        self._sum = self._length = 0
-        self._held = b""  # white space that counts only if something follows it
-
-    def update(self, data: bytes) -> None:
-        """Take whole lines."""
-        if b"\r" in data or b" \n" in data or b"\t" in data and b"\t\n" in data:
-            data = b"\n".join([line.rstrip() for line in data.split(b"\n")])
-        kept = data.rstrip()
-        if kept:
-            self._sum = self._crc32(self._held + kept, self._sum)
-            self._length += len(self._held + kept)
-            self._held = b""
-        self._held += data[len(kept):]
-
-    def hexdigest(self) -> str:
-        return f"{self._sum:08x}-{self._length:x}"
-
-
-def _checksum(path: str) -> str:
-    digest = _Digest()
-    for data in _lines(path):
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def _lines(path: str) -> Iterator[bytes]:
-    """Yield a file in runs of whole lines, of about BLOCK bytes each, without its BOM."""
-    with open(path, "rb") as file:
-        if file.read(3) != b"\xef\xbb\xbf":
-            file.seek(0)
-        while True:
-            data = file.read(BLOCK)
-            if not data:
-                return
-            yield data if data[-1:] == b"\n" else data + file.readline()
-
-
-def _scan(migrations_dir: StrPath) -> tuple[dict[int, str], list[str]]:
-    """Return the names of the scripts by version, and those that are near misses."""
+def _scan(migrations_dir: StrPath) -> tuple[dict[int, str], str]:
+    """Return the names of the scripts by version, and a warning of near misses, or ""."""
     names: dict[int, str] = {}
     others: list[str] = []
     folder = os.fsdecode(migrations_dir)
@@ -1421,13 +1320,9 @@ def _scan(migrations_dir: StrPath) -> tuple[dict[int, str], list[str]]:
                                  "with --migrations.") from None
     if 0 in names:
         others.append(names.pop(0))
-    near = [name for name in others
-            if name[:1].isdecimal() and name.lower().endswith(EXTENSIONS)]
-    return names, sorted(near)
-
-
-def _near_misses(near: list[str], folder: str) -> str:
-    return f"not run, for their names: {', '.join(near)}. In {folder}, {NAMING_RULE}."
+    near = ", ".join(sorted(name for name in others if name[:1].isdecimal()
+                            and name.lower().endswith(EXTENSIONS)))
+    return names, near and f"not run, for their names: {near}. In {folder}, {NAMING_RULE}."
 
 
 def _whole(text: str) -> int:
@@ -1437,26 +1332,15 @@ def _whole(text: str) -> int:
     for _ in range(8):
         if sqlite3.complete_statement(text[:end]):
             return end
-        end = text.rfind(";\n", 0, end - 1) + 1
-        if end == 0:
-            break
+        end = text.rfind(";\n", 0, max(0, end - 1)) + 1
     return 0
 
 
 def _skip(text: str, position: int) -> int:
     """Return the first position from this one that is not white space, comment or ;"""
-    while True:
-        while text[position:position + 1] in (" ", "\t", "\n", "\f", "\r", ";"):
-            position += 1
-        if text.startswith("--", position):
-            end = text.find("\n", position)
-        elif text.startswith("/*", position):
-            end = text.find("*/", position + 2) + 1
-        else:
-            return position
-        if end <= 0:
-            return len(text)  # a comment that lasts to the end
-        position = end + 1
+    import re
+    skipped = re.compile(r"(?:[ \t\n\f\r;]+|--[^\n]*|/\*.*?(?:\*/|\Z))*", re.S)
+    return skipped.match(text, position).end()  # type: ignore[union-attr]
 
 
 def _statements(text: str, line: int) -> Iterator[tuple[int, str]]:
@@ -1506,15 +1390,14 @@ class _Watch:
         """A script begins; `enforced` tells whether foreign keys are."""
         self.on = True
         self._known.clear()
-        self.denied = ""  # why a statement was denied
-        self.misfit = False  # since the script does not fit in a transaction
+        self.misfit = False  # a statement was denied that does not fit in a transaction
+        self.denied = ""  # why else one was denied
         self.stateful = False  # it changed the connection
         self.everything = False  # it may have changed any table
         self.refers = False  # it may have made a foreign key
-        self.touched: set[str] = set()
-        self.created: set[str] = set()
+        self.made: set[str] = set()  # tables that it created or altered
         self.dropped: set[str] = set()
-        self.altered: set[str] = set()
+        self.changed: set[str] = set()  # tables whose rows, or columns, it changed
         self.enforced = self.wanted = enforced
         self.own = False  # a transaction of the script's own is open
         self.implicit_commit = False
@@ -1523,7 +1406,7 @@ class _Watch:
                  schema: str | None, source: str | None) -> int:
         if not self.on:
             return sqlite3.SQLITE_OK
-        name = (first or "").lower()
+        name, other = (first or "").lower(), (second or "").lower()
         if action in (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE):
             allowed = self._change(name, schema)
             if action == sqlite3.SQLITE_INSERT and allowed == sqlite3.SQLITE_OK and first:
@@ -1532,19 +1415,22 @@ class _Watch:
         if action == sqlite3.SQLITE_TRANSACTION:
             return self._transaction(name)
         if action == sqlite3.SQLITE_PRAGMA:
-            return self._pragma(name, (second or "").lower())
+            return self._pragma(name, other)
         if action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH):
             self.stateful = True
         elif action in (sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_VTABLE):
-            self.created.add(name)
+            self.made.add(name)
         elif action in (sqlite3.SQLITE_DROP_TABLE, sqlite3.SQLITE_DROP_VTABLE):
             self.dropped.add(name)
         elif action == sqlite3.SQLITE_ALTER_TABLE:
-            self.altered.add((second or "").lower())
+            self.made.add(other)
+            self.changed.add(other)
+        elif action == sqlite3.SQLITE_FUNCTION and other == "sqlite_rename_table":
+            self.everything = True  # ALTER TABLE calls that, on all that may name the table
         return sqlite3.SQLITE_OK
 
-    def _deny(self, why: str, misfit: bool = True) -> int:
-        self.denied, self.misfit = why, misfit
+    def _misfit(self) -> int:
+        self.misfit = True
         return sqlite3.SQLITE_DENY
 
     def _change(self, table: str, schema: str | None) -> int:
@@ -1552,18 +1438,19 @@ class _Watch:
             self.stateful |= table.startswith("sqlite_temp_")
             return sqlite3.SQLITE_OK
         if schema == "main":
-            self.touched.add(table)
+            self.changed.add(table)
         if self.wanted == self.enforced:
             return sqlite3.SQLITE_OK
         if self.own and self.enforced:
-            return self._deny(
+            self.denied = (
                 "PRAGMA foreign_keys = OFF does nothing after BEGIN: this could delete rows of "
-                "other tables with those of its own. Move the PRAGMA before BEGIN.", False)
-        return self._deny("PRAGMA foreign_keys in the middle of the script")
+                "other tables with those of its own. Move the PRAGMA before BEGIN.")
+            return sqlite3.SQLITE_DENY
+        return self._misfit()
 
     def _transaction(self, operation: str) -> int:
         if operation == "rollback":
-            return self._deny("ROLLBACK")
+            return self._misfit()
         # executescript() commits an open transaction before it begins, and a script may do
         # so itself: neither is to reach the runner's transaction.
         if self.implicit_commit:
@@ -1582,12 +1469,12 @@ class _Watch:
         elif name == "synchronous" and value:
             return sqlite3.SQLITE_IGNORE  # would fail, and matters to this connection only
         elif (name == "wal_checkpoint" or name == "journal_mode" and value) and not self.own:
-            return self._deny(f"PRAGMA {name} in the middle of the script")
+            return self._misfit()
         return sqlite3.SQLITE_OK
 
 
 class _References:
-    """Finds the tables in which a script can have left references dangling."""
+    """Finds the references that a script can have left dangling."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -1601,44 +1488,37 @@ class _References:
                 self._parents.setdefault(child, set()).add(parent)
         return self._parents
 
-    def suspects(self, watch: _Watch) -> Iterable[str]:
-        """Return those in which what the script did can have left one dangling."""
-        gone = watch.dropped | watch.altered
-        renamed = bool(watch.altered) and not watch.altered | watch.touched <= self._names()
-        if watch.dropped or renamed or watch.everything:
+    def dangling(self, watch: _Watch) -> Dangling:
+        """Return what dangles in the tables that the script changed, and in those that
+        refer to one that it changed or dropped. A table that it dropped and that is referred
+        to counts also where the other has no rows to dangle."""
+        if watch.dropped or watch.everything:
             self._parents = None  # to be read anew
         elif self._parents is not None and watch.refers:
-            for table in watch.created | watch.altered:
+            for table in watch.made:
                 self._parents[table] = {
                     parent for parent, in self._connection.execute(SELECT_PARENTS, (table,))}
-        if not (watch.touched or gone or watch.everything):
-            return ()
+        changed = watch.changed | watch.dropped
+        if not (changed or watch.everything):
+            return {}
         tables = self.tables()
-        if watch.everything or renamed:
-            return tables
-        threatened = watch.touched - watch.created | gone
-        return [child for child, parents in tables.items()
-                if child in watch.touched or child in watch.altered or parents & threatened]
-
-    def dangling(self, watch: _Watch) -> Dangling:
-        """Return what dangles in the suspects, and where they refer to a table that the
-        script dropped: that has no rows to dangle if they have none."""
-        found = _dangling(self._connection, self.suspects(watch))
-        gone = watch.dropped - self._names() if watch.dropped else set()
-        for child, parents in self.tables().items() if gone else ():
-            for parent in parents & gone:
-                found.setdefault((child, parent), [MISMATCH])
+        found = _dangling(self._connection, [
+            child for child, parents in tables.items()
+            if watch.everything or child in changed or parents & changed])
+        if watch.dropped:
+            names = self._connection.execute("SELECT lower(name) FROM sqlite_master")
+            gone = watch.dropped.difference(name for name, in names)
+            for child, parents in tables.items():
+                for parent in parents & gone:
+                    found.setdefault((child, parent), [MISMATCH])
         return found
 
-    def _names(self) -> set[str]:
-        return {name for name, in self._connection.execute(
-            "SELECT lower(name) FROM sqlite_master")}
 
-
-def _dangling(connection: sqlite3.Connection, tables: Iterable[str]) -> Dangling:
-    """Return the rows that refer to rows that do not exist, by (table, parent)."""
+def _dangling(connection: sqlite3.Connection, tables: Iterable[str] | None = None) -> Dangling:
+    """Return the rows that refer to rows that do not exist, by (table, parent): those of
+    some tables, or of all."""
     found: Dangling = {}
-    for table in tables:
+    for table in _References(connection).tables() if tables is None else tables:
         try:
             for parent, row in connection.execute(SELECT_DANGLING, (table,)):
                 found.setdefault((table, parent), []).append(row)
@@ -1660,11 +1540,12 @@ def _newly_dangling(before: Dangling, after: Dangling, rebuilt: Container[str] |
     found = []
     for key, rows in after.items():
         old = set(before.get(key, ()))
-        new = [row for row in rows if row not in old] or rows
-        counted = rebuilt is None or key[0] in rebuilt or None in rows
-        number = len(rows) - len(before.get(key, ())) if counted else len(set(rows) - old)
+        new = [row for row in rows if row not in old]
+        number = len(new)
+        if rebuilt is None or key[0] in rebuilt or None in rows:
+            number = len(rows) - len(before.get(key, ()))
         if number > 0:
-            found.append((key, new[0], number))
+            found.append((key, (new or rows)[0], number))
     return found
 
 
