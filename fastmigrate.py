@@ -1227,28 +1227,35 @@ class _Script:
         Raises:
             _Failed: it cannot be read, or is not UTF-8.
         """
-        line, rest, wanted = 1, "", 0
+        line, wanted = 1, 0
+        parts: list[str] = []
         for data in self.lines():
-            text = rest + self._decode(data, line + rest.count("\n"))
+            parts.append(self._decode(data, line, parts))
             # A statement that goes on is looked at again when the text has doubled, so that a
             # long one costs no more than its length.
-            cut = _whole(text) if len(text) >= wanted else 0
+            if sum(map(len, parts)) < wanted:
+                continue
+            text = "".join(parts)
+            cut = _whole(text)
             if cut:
                 yield line, text[:cut]
                 line += text.count("\n", 0, cut)
-            rest, wanted = text[cut:], 0 if cut else max(wanted, 2 * len(text))
+            parts = [text[cut:]]
+            wanted = 0 if cut else 2 * len(text)
+        rest = "".join(parts)
         if rest:
             yield line, rest
 
-    def _decode(self, data: bytes, line: int) -> str:
+    def _decode(self, data: bytes, line: int, before: list[str]) -> str:
+        """Return the text of what follows after some that begins in a line."""
         try:
             wrong, position = "it holds a NUL character", data.find(b"\0")
             text = data.decode()
         except UnicodeDecodeError as error:
             wrong, position = "it is not UTF-8", error.start
         if position >= 0:
-            raise _Failed(self, wrong, line + data.count(b"\n", 0, position),
-                          remedy="Save it as UTF-8")
+            line += sum(part.count("\n") for part in before) + data.count(b"\n", 0, position)
+            raise _Failed(self, wrong, line, remedy="Save it as UTF-8")
         return text
 
     def open(self, text: str) -> str:
