@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     Row = tuple[int, str, str, str]  # of the history
     State = tuple[int, str, str, "str | None"]  # version, name, state, when applied
     Dangling = dict[tuple[str, str], list[Any]]  # rows by (table, parent)
-    Schema = dict[tuple[Any, ...], str]  # SQL by meaning
+    Schema = dict[tuple[str, ...], tuple[str, str, str]]  # (type, name, SQL) by meaning
 
 __version__ = "1.0.0"
 __all__ = [
@@ -100,6 +100,7 @@ SELECT_REFERENCES = (
     "WHERE t.type = 'table' AND t.sql LIKE '%references%'")
 SELECT_PARENTS = 'SELECT lower("table") FROM pragma_foreign_key_list(?)'
 SELECT_DANGLING = "SELECT parent, rowid FROM pragma_foreign_key_check(?)"
+SELECT_SHADOWS = "SELECT name FROM pragma_table_list WHERE type = 'shadow'"
 SELECT_SCHEMA = (  # in an order in which each object finds those it needs
     "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL "
     "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' "
@@ -369,7 +370,7 @@ def build_db(migrations_dir: StrPath, *, to: int | None = None,
     with _Scratch(connect) as scratch:
         scratch.replay(migrations_dir, to)
         memory = connect(":memory:")
-        with _closing(scratch.database.open()) as connection:
+        with _closing(scratch.open()) as connection:
             connection.backup(memory)
         return memory
 
@@ -402,8 +403,8 @@ def verify(db_path: StrPath, migrations_dir: StrPath, *,
     database = _Database(db_path, connect=connect)
     version, schema = database.look(_schema)
     with _Scratch(connect) as scratch:
-        scratch.replay(migrations_dir, version)
-        return _diff(scratch.schema(), schema, f"the scripts up to {version}", database.given)
+        return _diff(scratch.replay(migrations_dir, version), schema,
+                     f"the scripts up to {version}", database.given)
 
 
 def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
@@ -2315,15 +2316,15 @@ def _remove(*paths: str) -> None:
 # ------------------------------------------------------------------ schemas
 
 
-class _Scratch:
+class _Scratch(_Database):
     """A database in a temporary directory that goes away in every case."""
 
     def __init__(self, connect: Connect) -> None:
         import tempfile
         self._folder = tempfile.TemporaryDirectory(prefix="fastmigrate-")
-        self.database = _Database(os.path.join(self._folder.name, "scratch.db"), connect=connect)
-        self.database.shown = "the scratch database"
-        self.database.lasting = False
+        super().__init__(os.path.join(self._folder.name, "scratch.db"), connect=connect)
+        self.shown = "the scratch database"
+        self.lasting = False
 
     def __enter__(self) -> _Scratch:
         return self
@@ -2331,71 +2332,61 @@ class _Scratch:
     def __exit__(self, *details: object) -> None:
         self._folder.cleanup()
 
-    def replay(self, migrations_dir: StrPath, to: int | None) -> list[_Script]:
-        """Bring the scratch database from where it is to a version."""
-        if not os.path.exists(self.database.path):
-            self.database.lay_out(self.database.path)
-        return _Run(self.database, migrations_dir, to).run()
-
-    def schema(self) -> Schema:
-        schema: Schema = self.database.look(_schema)[1]
+    def replay(self, migrations_dir: StrPath, to: int | None) -> Schema:
+        """Bring the database from where it is to a version; return its schema then."""
+        if not os.path.exists(self.path):
+            self.lay_out(self.path)
+        _Run(self, migrations_dir, to).run()
+        schema: Schema = self.look(_schema)[1]
         return schema
 
 
-def _objects(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
-    """Return (type, name, SQL) of what an application made, without shadow tables."""
+def _schema(connection: sqlite3.Connection, version: int = 0) -> Schema:
+    """Return (type, name, SQL) of what an application made, in order, by what it means."""
     try:
-        shadows = {name for name, in connection.execute(
-            "SELECT name FROM pragma_table_list WHERE type = 'shadow'")}
+        shadows = {name for name, in connection.execute(SELECT_SHADOWS)}
     except connection.OperationalError:  # SQLite before 3.37
         shadows = set()
     found = connection.execute(SELECT_SCHEMA).fetchall()
     for _, table, sql in found:
         if sql[:14].upper() == "CREATE VIRTUAL":
             shadows.update(f"{table}_{end}" for end in SHADOWS)
-    return [row for row in found if row[1].rstrip("0123456789") not in shadows
-            and row[1] not in shadows]
-
-
-def _schema(connection: sqlite3.Connection, version: int = 0) -> Schema:
-    """Return the SQL of each object by what it means."""
-    return {(kind, name.lower(), _meaning(sql)): sql for kind, name, sql in _objects(connection)}
+    return {_meaning(sql): (kind, name, sql) for kind, name, sql in found
+            if name not in shadows and name.rstrip("0123456789") not in shadows}
 
 
 def _meaning(sql: str) -> tuple[str, ...]:
     """Return the tokens of a CREATE statement in one form for all ways to write it: white
     space, comments, letter case and the quoting of names do not count."""
     import re
+    pattern = re.compile(r"""
+          \s+ | --[^\n]* | /\*.*?(?:\*/|\Z)
+        | (?P<string> '(?:[^']|'')*' )
+        | (?P<quoted> "(?:[^"]|"")*" | `(?:[^`]|``)*` | \[[^\]]*\] )
+        | (?P<other> [\w$]+ | . )""", re.S | re.X)
     tokens: list[str] = []
-    for found in re.finditer(
-            r"""\s+|--[^\n]*|/\*.*?(?:\*/|\Z)|(x?'(?:[^']|'')*')|("(?:[^"]|"")*"|`(?:[^`]|``)*`"""
-            r"""|\[[^\]]*\])|(\d[\w.]*|[\w$]+|[<>=!|]=|<>|\|\||<<|>>|->>?|.)""", sql, re.S | re.I):
-        string, quoted, plain = found.groups()
-        if quoted and tokens[-1:] == ["default"]:
-            string = "'" + quoted[1:-1] + "'"  # SQLite takes it for a string there
-        if string:
-            tokens.append(string)
-        elif quoted:
-            tokens.append(quoted[1:-1].replace(quoted[-1] * 2, quoted[-1]).lower())
-        elif plain:
-            tokens.append(plain.lower())
-    if tokens[:2] != ["create", "table"] or "(" not in tokens:
-        return tuple(tokens)
+    for found in pattern.finditer(sql):
+        token = found.group()
+        if found["quoted"] and tokens[-1:] == ["default"]:
+            tokens.append(f"'{token[1:-1]}'")  # SQLite takes it for a string there
+        elif found["quoted"]:
+            tokens.append(token[1:-1].replace(token[-1] * 2, token[-1]).lower())
+        elif found["string"]:
+            tokens.append(token)
+        elif found["other"]:
+            tokens.append(token.lower())
     # ALTER TABLE adds a column behind the constraints of the table; written out, it stands
-    # before them.
-    parts: list[list[str]] = [[]]
-    start = end = tokens.index("(")
-    depth = 1
-    while depth and end + 1 < len(tokens):
-        end += 1
-        depth += (tokens[end] == "(") - (tokens[end] == ")")
-        if tokens[end] == "," and depth == 1:
-            parts.append([])
-        elif depth:
-            parts[-1].append(tokens[end])
-    parts.sort(key=lambda part: part[:1] and part[0] in (
-        "constraint", "primary", "unique", "check", "foreign"))
-    return (*tokens[:start], *(token for part in parts for token in (*part, ",")), *tokens[end:])
+    # before them. So they go to the end here.
+    columns: list[str] = []
+    constraints: list[str] = []
+    into, depth = columns, 0
+    for token, following in zip(tokens, [*tokens[1:], ""]):
+        depth += (token == "(") - (token == ")")
+        if depth == 0 or token == "," and depth == 1:
+            constrains = following in ("constraint", "primary", "unique", "check", "foreign")
+            into = constraints if depth and constrains else columns
+        into.append(token)
+    return (*columns, *constraints)
 
 
 def _diff(before: Schema, after: Schema, name_before: str, name_after: str) -> str:
@@ -2403,8 +2394,8 @@ def _diff(before: Schema, after: Schema, name_before: str, name_after: str) -> s
     import difflib
 
     def text(schema: Schema, other: Schema) -> list[str]:
-        return [line for key in sorted(schema) if key not in other
-                for line in f"{schema[key]};".splitlines()]
+        return [line for meaning in sorted(schema) if meaning not in other
+                for line in f"{schema[meaning][2]};".splitlines()]
 
     return "\n".join(difflib.unified_diff(text(before, after), text(after, before),
                                           name_before, name_after, lineterm="", n=99))
@@ -2414,30 +2405,31 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _row_counts(connection: sqlite3.Connection, version: int) -> dict[str, int]:
-    return {name: connection.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()[0]
-            for kind, name, _ in _objects(connection) if kind == "table"}
+def _contents(connection: sqlite3.Connection, version: int) -> tuple[Schema, dict[str, int]]:
+    """Return the schema, and the number of rows in each table."""
+    schema = _schema(connection)
+    return schema, {
+        name: connection.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()[0]
+        for kind, name, _ in schema.values() if kind == "table"}
 
 
 def _rehearse(database: _Database, migrations_dir: StrPath, to: int | None) -> dict[str, Any]:
-    version, before = database.look(_schema)
-    with _Scratch(database.connect) as scratch, database.explained():
-        copy = scratch.database
+    database.look()  # says what is in the way in the name of the database itself
+    with _Scratch(database.connect) as copy, database.explained():
         copy.report, copy.timeout = database.report, database.timeout
         copy.shown = f"the copy of {database.shown}"
-        _create_private(copy.path, database.path)
         database.copy(database.path, copy.path, "copy")
-        rows = copy.look(_row_counts)[1]
-        scripts = scratch.replay(migrations_dir, to)
-        after = copy.look(_row_counts)[1]
-        return {
-            "migrations": [{"version": script.version, "name": script.name,
-                            "seconds": script.seconds} for script in scripts],
-            "diff": _diff(before, scratch.schema(), f"{database.shown} at version {version}",
-                          "after the pending scripts"),
-            "rows": {table: [rows.get(table, 0), after.get(table, 0)]
-                     for table in sorted({*rows, *after})
-                     if rows.get(table, 0) != after.get(table, 0)}}
+        version, (schema, rows) = copy.look(_contents)
+        scripts = _Run(copy, migrations_dir, to).run()
+        _, (new_schema, new_rows) = copy.look(_contents)
+    counts = {table: [rows.get(table, 0), new_rows.get(table, 0)]
+              for table in sorted({*rows, *new_rows})}
+    return {
+        "migrations": [{"version": script.version, "name": script.name,
+                        "seconds": script.seconds} for script in scripts],
+        "diff": _diff(schema, new_schema, f"{database.shown} at version {version}",
+                      "after the pending scripts"),
+        "rows": {table: [old, new] for table, (old, new) in counts.items() if old != new}}
 
 
 def _enroll(database: _Database, folder: str) -> int:
@@ -2449,31 +2441,44 @@ def _enroll(database: _Database, folder: str) -> int:
         raise MigrationError(f"{database.shown} is versioned already, and at version {version}. "
                              "Nothing was changed.")
     with database.explained():
-        names = _scan(folder)[0] if os.path.exists(folder) else {}
         with _closing(database.open()) as connection:
-            schema, objects = _schema(connection), _objects(connection)
-        if names:
-            version = _find_version(database, schema, folder, names)
-        else:
-            version = 1
-            _write_initial(database, schema, objects, folder)
-        database.set_version(version)
+            schema = _schema(connection)
+        versions = sorted(_scan(folder)[0]) if os.path.exists(folder) else []
+        initial = "" if versions else _write_initial(database, schema, folder)
+        try:
+            version = _find_version(database, schema, folder, versions or [1])
+            database.set_version(version)
+        except BaseException:
+            if initial:
+                os.unlink(initial)
+            raise
+        if initial:
+            database.report.result(f"{initial} holds its schema")
     return version
 
 
-def _find_version(database: _Database, schema: Schema, folder: str,
-                  names: dict[int, str]) -> int:
-    """Return the highest version whose schema is this one."""
-    fitting, nearest = [], ""
+def _write_initial(database: _Database, schema: Schema, folder: str) -> str:
+    """Write the first script from the schema; return its path."""
+    if not schema:
+        raise MigrationError(f"{database.shown} has nothing in it to enroll. Nothing was changed. "
+                             "Use --set-version 0 to begin with it at version 0.")
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, "0001-initialize.sql")
+    with open(path, "x", encoding="utf-8", newline="\n") as file:
+        file.write("-- The schema as it was when this database was put under management.\n")
+        file.writelines(f"{sql};\n" for *_, sql in schema.values())
+    return path
+
+
+def _find_version(database: _Database, schema: Schema, folder: str, versions: list[int]) -> int:
+    """Return the highest version whose schema, replayed, is this one."""
     with _Scratch(database.connect) as scratch:
-        for version in sorted(names):
-            scratch.replay(folder, version)
-            diff = _diff(scratch.schema(), schema, f"the scripts up to {version}", database.shown)
-            if not diff:
-                fitting.append(version)
-            elif not nearest or diff.count("\n") <= nearest.count("\n"):
-                nearest = diff
+        diffs = {version: _diff(scratch.replay(folder, version), schema,
+                                f"the scripts up to {version}", database.shown)
+                 for version in versions}
+    fitting = [version for version in versions if not diffs[version]]
     if not fitting:
+        nearest = min(reversed(diffs.values()), key=lambda diff: diff.count("\n"))
         raise MigrationError(f"no version has the schema of {database.shown}. The nearest:\n"
                              f"{nearest}\nNothing was changed. Write a script that leads to "
                              "this schema, or change the database to fit, then run this again.")
@@ -2482,30 +2487,6 @@ def _find_version(database: _Database, schema: Schema, folder: str,
             f"the versions {', '.join(map(str, fitting))} all have the schema of "
             f"{database.shown}. If the data is not that of {fitting[-1]}, use --set-version.")
     return fitting[-1]
-
-
-def _write_initial(database: _Database, schema: Schema, objects: list[tuple[str, str, str]],
-                   folder: str) -> None:
-    """Write the first script from the schema, and prove that it rebuilds that."""
-    if not objects:
-        raise MigrationError(f"{database.shown} has nothing in it to enroll. Nothing was changed. "
-                             "Use --set-version 0 to begin with it at version 0.")
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, "0001-initialize.sql")
-    with open(path, "x", encoding="utf-8", newline="\n") as file:
-        file.write("-- The schema as it was when this database was put under management.\n")
-        file.writelines(f"{sql};\n" for *_, sql in objects)
-    try:
-        with _Scratch(database.connect) as scratch:
-            scratch.replay(folder, 1)
-            diff = _diff(scratch.schema(), schema, path, database.shown)
-        if diff:
-            raise MigrationError(f"the schema of {database.shown} cannot be rebuilt from its "
-                                 f"own SQL:\n{diff}\nNothing was changed.")
-    except BaseException:
-        os.unlink(path)
-        raise
-    database.report.result(f"{path} holds its schema")
 
 
 # ------------------------------------------------------------------ messages
