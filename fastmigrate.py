@@ -2497,6 +2497,17 @@ def _log(level: str, text: str) -> None:
     getattr(logging.getLogger("fastmigrate"), level)(text)
 
 
+def _print(text: str, file: Any, end: str = "\n") -> None:
+    try:
+        print(text, end=end, file=file, flush=True)
+    except (OSError, ValueError):
+        pass  # nobody reads it: no reason for a migration to fail
+
+
+def _complain(text: str, end: str = "\n") -> None:
+    _print(text, sys.stderr, end)
+
+
 class _Report:
     """Where the results, the warnings and the progress of a run go."""
 
@@ -2512,10 +2523,7 @@ class _Report:
     def result(self, text: str) -> None:
         if self.results:
             self.done()
-            try:
-                print(text, flush=True)
-            except (OSError, ValueError):
-                self.results = False  # nobody reads: no reason for a migration to fail
+            _print(text, sys.stdout)
 
     def warn(self, text: str) -> None:
         if text in self._said:
@@ -2525,7 +2533,7 @@ class _Report:
         if self.logged:
             _log("warning", text)
         else:
-            _complain("warning: " + text)
+            _complain(f"warning: {text}")
 
     def progress(self, text: Callable[[], str]) -> None:
         """Show what is being done, where it has lasted for more than a second."""
@@ -2542,13 +2550,6 @@ class _Report:
         if self._shown:
             _complain("\r\x1b[K", end="")
         self._started = self._shown = 0.0
-
-
-def _complain(text: str, end: str = "\n") -> None:
-    try:
-        print(text, end=end, file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        pass  # stderr is closed: there is nowhere to say so
 
 
 def _utc() -> str:
@@ -2570,12 +2571,11 @@ class _Signals:
     """Turns SIGINT and SIGTERM into one KeyboardInterrupt; further ones do not disturb the
     putting back that follows."""
 
-    def __init__(self) -> None:
-        self.number = 0
-        self._before: dict[int, Any] = {}
+    number = 0  # of the signal that came
 
     def __enter__(self) -> _Signals:
         import signal
+        self._before: dict[int, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._interrupt)
@@ -2595,53 +2595,43 @@ class _Signals:
             raise KeyboardInterrupt
 
 
-def _number(low: int, high: int) -> Callable[[str], int]:
-    """Return what reads an argument that is a number in this range."""
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdecimal() and low <= int(text) <= high):
-            import argparse
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
-        return int(text)
-    return parse
-
-
-def _timeout(text: str) -> float:
-    """Read an argument that is a number of seconds."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 1e9:
-        import argparse
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     import argparse
+
+    def number(kind: type, low: int, high: int) -> Callable[[str], Any]:
+        def parse(text: str) -> Any:
+            try:
+                value = kind(text)
+                if low <= value <= high:
+                    return value
+            except ValueError:
+                pass
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        return parse
+
+    version = number(int, 0, MAX_VERSION)
     parser = argparse.ArgumentParser(
         prog="fastmigrate", allow_abbrev=False, add_help=False, epilog=EXAMPLES,
         usage="fastmigrate [--db PATH] [--migrations DIR] [options]",
         description="Bring a SQLite database to the version that your code expects.",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
             prog, max_help_position=26, width=80))
-    where = parser.add_argument_group("where")
-    where.add_argument("--db", metavar="PATH", nargs="+",
-                       help="database, several, or a pattern (data/database.db)")
-    where.add_argument("--migrations", metavar="DIR", help="migrations directory (migrations)")
-    where.add_argument("--config", metavar="FILE",
-                       help="ini file: db and migrations in [paths] (.fastmigrate)")
-    how = parser.add_argument_group("migrating")
-    version = _number(0, MAX_VERSION)
-    how.add_argument("--backup", action="store_true", help="make a backup first")
-    how.add_argument("--to", metavar="N", type=version, help="stop after version N")
-    how.add_argument("--timeout", metavar="S", type=_timeout, default=30.0,
-                     help="seconds to wait for another process (30)")
-    how.add_argument("--no-snapshot", action="store_true",
-                     help="what .py, .sh and the like do stays if they fail")
-    how.add_argument("--jobs", metavar="N", type=_number(1, 999), default=1,
-                     help="processes, for several databases (1)")
-    actions = parser.add_argument_group("instead of migrating").add_mutually_exclusive_group()
+    add = parser.add_argument_group("where").add_argument
+    add("--db", metavar="PATH", nargs="+",
+        help="database, several, or a pattern (data/database.db)")
+    add("--migrations", metavar="DIR", help="migrations directory (migrations)")
+    add("--config", metavar="FILE", help="ini file: db and migrations in [paths] (.fastmigrate)")
+    add = parser.add_argument_group("migrating").add_argument
+    add("--backup", action="store_true", help="make a backup first")
+    add("--to", metavar="N", type=version, help="stop after version N")
+    add("--timeout", metavar="S", type=number(float, 0, 10 ** 9), default=30.0,
+        help="seconds to wait for another process (30)")
+    add("--no-snapshot", action="store_true",
+        help="what .py, .sh and the like do stays if they fail")
+    add("--jobs", metavar="N", type=number(int, 1, 999), default=1,
+        help="processes, for several databases (1)")
+    add = parser.add_argument_group(
+        "instead of migrating").add_mutually_exclusive_group().add_argument
     for flag, text in (
             ("--createdb", "create an empty database at version 0"),
             ("--status", "show the version and the state of every script"),
@@ -2650,25 +2640,24 @@ def _parser() -> argparse.ArgumentParser:
             ("--rehearse", "run what is pending on a copy; show what it changes"),
             ("--enroll", "put an existing database under management"),
             ("--accept", "record the applied scripts as they stand now")):
-        actions.add_argument(flag, dest="action", action="store_const", const=flag[2:], help=text)
-    actions.add_argument("--new", metavar="WORDS", help="create the next script; print its path")
-    actions.add_argument("--set-version", metavar="N", type=version,
-                         help="set the version by hand; run nothing")
-    actions.add_argument("--restore", metavar="FILE", help="make the database what a backup is")
-    other = parser.add_argument_group("output")
-    other.add_argument("--json", action="store_true", help="with --status")
-    other.add_argument("-v", "--verbose", action="store_true", help="show the output of scripts")
-    other.add_argument("-q", "--quiet", action="store_true", help="show warnings and errors only")
-    other.add_argument("--version", action="version", version=f"fastmigrate {__version__}",
-                       help="show the version of this program")
-    other.add_argument("-h", "--help", action="help", help="show this")
+        add(flag, dest="action", action="store_const", const=flag[2:], help=text)
+    add("--new", metavar="WORDS", help="create the next script; print its path")
+    add("--set-version", metavar="N", type=version, help="set the version by hand; run nothing")
+    add("--restore", metavar="FILE", help="make the database what a backup is")
+    add = parser.add_argument_group("output").add_argument
+    add("--json", action="store_true", help="with --status")
+    add("-v", "--verbose", action="store_true", help="show the output of scripts")
+    add("-q", "--quiet", action="store_true", help="show warnings and errors only")
+    add("--version", action="version", version=f"fastmigrate {__version__}",
+        help="show the version of this program")
+    add("-h", "--help", action="help", help="show this")
     return parser
 
 
 def _configure(arguments: argparse.Namespace) -> None:
     """Fill in what the command line does not say: from the config, else the defaults."""
     path = arguments.config or ".fastmigrate"
-    paths: dict[str, str] = {}
+    paths = {"db": os.path.join("data", "database.db"), "migrations": "migrations"}
     if arguments.config or os.path.exists(path):
         import configparser
         parser = configparser.ConfigParser(interpolation=None)
@@ -2678,31 +2667,29 @@ def _configure(arguments: argparse.Namespace) -> None:
         except OSError as error:
             raise MigrationError(f"the config {path} cannot be read: {error.strerror}") from error
         except (configparser.Error, UnicodeDecodeError) as error:
-            raise MigrationError(f"the config {path} is broken: "
-                                 f"{' '.join(str(error).split())}") from error
+            text = " ".join(str(error).split())
+            raise MigrationError(f"the config {path} is broken: {text}") from error
         for section in parser.sections():
             for key, value in parser[section].items():
-                if section == "paths" and key in ("db", "migrations") and value:
-                    paths[key] = os.path.join(os.path.dirname(path), value)
-                else:
+                if section != "paths" or key not in paths:
                     _complain(f"warning: {path}: unknown key {key} in [{section}]. There are db "
                               "and migrations in [paths].")
-    default = paths.get("db") or os.path.join("data", "database.db")
-    arguments.db = _databases(arguments.db or [default])
-    arguments.migrations = arguments.migrations or paths.get("migrations") or "migrations"
+                elif value:
+                    paths[key] = os.path.join(os.path.dirname(path), value)
+    arguments.db = _databases(arguments.db or [paths["db"]])
+    arguments.migrations = arguments.migrations or paths["migrations"]
 
 
 def _databases(patterns: list[str]) -> list[str]:
     """Return the databases that paths and patterns name."""
     found: list[str] = []
     for pattern in patterns:
-        if not os.path.lexists(pattern) and any(c in pattern for c in "*?["):
+        matches = [pattern]
+        if not os.path.lexists(pattern):
             import glob
             matches = sorted(path for path in glob.glob(pattern) if not path.endswith((
                 ".backup", "-journal", "-wal", "-shm", "-snapshot", "-snapshot-lock")))
-            found += matches or [pattern]
-        else:
-            found.append(pattern)
+        found += matches or [pattern]
     return list(dict.fromkeys(found))
 
 
@@ -2711,9 +2698,6 @@ def _command(arguments: argparse.Namespace, path: str) -> int:
     report = _Report(results=not arguments.quiet, output=arguments.verbose, logged=False,
                      terminal=not arguments.quiet and sys.stderr.isatty())
     folder, action = arguments.migrations, arguments.action
-    if arguments.new is not None:
-        print(new_migration(folder, arguments.new))
-        return 0
     database = _Database(path, arguments.timeout, arguments.connect, report)
     run = _Run(database, folder, arguments.to, arguments.backup, not arguments.no_snapshot)
     if action == "createdb":
@@ -2729,7 +2713,9 @@ def _command(arguments: argparse.Namespace, path: str) -> int:
         report.result(diff or f"the schema of {path} is that of the scripts")
         return int(bool(diff))
     elif action == "rehearse":
-        _show_rehearsal(database, _rehearse(database, folder, arguments.to), report)
+        _show_rehearsal(_rehearse(database, folder, arguments.to), report)
+        report.result(f"\nThis was a rehearsal: {path} is untouched. What .py and .sh scripts do "
+                      "elsewhere than in the database, they did.")
     elif action == "enroll":
         report.result(f"{path} is under management now, at version {_enroll(database, folder)}")
     elif action == "accept":
@@ -2751,33 +2737,29 @@ def _show_status(status: dict[str, Any], as_json: bool) -> None:
         import json
         print(json.dumps(status, indent=1))
         return
-    colours = {"applied": "32", "pending": "33", "edited": "31", "late": "31", "missing": "31"}
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     print(f"{status['db']} is at version {status['version']}; the scripts end at "
           f"{status['latest']}")
-    width = min(47, max((len(m["name"]) for m in status["migrations"]), default=0))
-    for migration in status["migrations"]:
-        name, state = migration["name"], migration["state"]
-        name = name if len(name) <= width else name[:width - 3] + "..."
-        shown = f"\x1b[{colours[state]}m{state}\x1b[0m" if coloured else state
-        when = (migration["applied_at"] or "").replace("T", " ")
-        print(f"  {name:{width}}  {shown}{' ' * (9 - len(state))}{when}".rstrip(), flush=True)
+    width = max((len(script["name"]) for script in status["migrations"]), default=0)
+    for script in status["migrations"]:
+        when = (script["applied_at"] or "").replace("T", " ")
+        print(f"  {script['name']:{width}}  {script['state']:9}{when}".rstrip(), flush=True)
     for problem in status["problems"]:
-        _complain("warning: " + problem)
+        _complain(f"warning: {problem}")
 
 
 def _show_check(status: dict[str, Any], report: _Report) -> int:
+    problems = status["problems"]
     pending = [m["name"] for m in status["migrations"] if m["state"] == "pending"]
     if pending:
-        status["problems"].append(f"pending: {', '.join(pending)}. Run fastmigrate.")
-    for problem in status["problems"]:
-        _complain("error: " + problem)
-    if not status["problems"]:
+        problems.append(f"pending: {', '.join(pending)}. Run fastmigrate.")
+    for problem in problems:
+        _complain(f"error: {problem}")
+    if not problems:
         report.result(f"{status['db']} is at version {status['version']}, as the scripts say")
-    return int(bool(status["problems"]))
+    return int(bool(problems))
 
 
-def _show_rehearsal(database: _Database, found: dict[str, Any], report: _Report) -> None:
+def _show_rehearsal(found: dict[str, Any], report: _Report) -> None:
     if found["diff"]:
         report.result("\n" + found["diff"])
     if found["rows"]:
@@ -2785,8 +2767,6 @@ def _show_rehearsal(database: _Database, found: dict[str, Any], report: _Report)
         width = max(map(len, found["rows"]))
         for table, (before, after) in found["rows"].items():
             report.result(f"  {table:{width}}  {before} -> {after}")
-    report.result(f"\nThis was a rehearsal: {database.shown} is untouched. What .py and .sh "
-                  "scripts do elsewhere than in the database, they did.")
 
 
 def _guarded(arguments: argparse.Namespace, path: str) -> int:
@@ -2800,6 +2780,7 @@ def _guarded(arguments: argparse.Namespace, path: str) -> int:
 
 def _several(arguments: argparse.Namespace) -> int:
     """Do with each of several databases what the command line asks for, and sum up."""
+    import collections
     if arguments.jobs == 1:
         codes = [_guarded(arguments, path) for path in arguments.db]
     else:
@@ -2807,14 +2788,12 @@ def _several(arguments: argparse.Namespace) -> int:
         with concurrent.futures.ProcessPoolExecutor(arguments.jobs) as pool:
             codes = list(pool.map(_guarded, [arguments] * len(arguments.db), arguments.db,
                                   chunksize=8))
-    versions: dict[str, int] = {}
-    for path, code in zip(arguments.db, codes):
-        at = "failed" if code else (
-            f"at version {get_db_version(path, connect=arguments.connect)}")
-        versions[at] = versions.get(at, 0) + 1
-    if not arguments.quiet and not arguments.json:
-        print(", ".join(f"{_plural(count, 'database')} {at}" for at, count in versions.items()))
     failed = [path for path, code in zip(arguments.db, codes) if code]
+    if not arguments.quiet and not arguments.json:
+        states = collections.Counter(
+            "failed" if code else f"at version {get_db_version(path, connect=arguments.connect)}"
+            for path, code in zip(arguments.db, codes))
+        print(", ".join(f"{_plural(count, 'database')} {at}" for at, count in states.items()))
     if failed:
         _complain(f"error: {len(failed)} of {len(codes)} failed: {', '.join(failed)}")
     return int(bool(failed))
@@ -2826,11 +2805,11 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
 
     Args:
         argv: the arguments, without the program's name; None for those of the process.
-        connect: called as connect(path) for every connection. A program that passes its
-            own is the command line for databases that need an extension or a key.
+        connect: a program that passes its own is the command line for databases that
+            need an extension or a key.
     """
+    databases: list[str] = []
     with _Signals() as signals:
-        arguments = None
         try:
             for stream in (sys.stdout, sys.stderr):
                 if isinstance(stream, io.TextIOWrapper):
@@ -2841,36 +2820,34 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
             if arguments.json and arguments.action != "status":
                 parser.error("--json goes with --status")
             _configure(arguments)
-            if len(arguments.db) == 1 or arguments.new is not None:
-                return _guarded(arguments, arguments.db[0])
-            return _several(arguments)
+            if arguments.new is not None:
+                print(new_migration(arguments.migrations, arguments.new))
+                return 0
+            databases = arguments.db
+            return _command(arguments, *databases) if len(databases) == 1 else _several(arguments)
         except SystemExit as error:
             return int(error.code or 0)
-        except MigrationError as error:
+        except (sqlite3.Error, OSError, ValueError) as error:
             _complain(f"error: {error}")
             return 1
         except KeyboardInterrupt:
-            _complain(_interruption(arguments.db or [] if arguments else [], connect))
+            _complain(f"interrupted: {_standing(databases, connect)} Run this again to go on.")
             return 128 + (signals.number or 2)
 
 
-def _interruption(paths: list[str], connect: Connect) -> str:
-    """Return what to say of an interrupt: where the database stands."""
-    if not paths:
-        return "interrupted before anything was done"
-    if len(paths) > 1:
-        return "interrupted: see --status for where each database stands. Run this again to go on."
-    path = paths[0]
-    database = _Database(path, 0.3, connect, _Report(logged=False))
+def _standing(databases: list[str], connect: Connect) -> str:
+    """Return what to say after an interrupt of where the databases stand."""
+    if len(databases) != 1:
+        return "--status tells where a database stands."
+    database = _Database(databases[0], 0.3, connect)
     try:
-        version = database.look()[0]
+        state = f"{database.given} is at version {database.look()[0]}"
     except (sqlite3.Error, OSError) as error:
-        return (f"interrupted: the version of {path} cannot be read now "
-                f"({database.reason(error.__cause__ or error)}). Run this again to go on.")
+        reason = database.reason(error.__cause__ or error)
+        return f"the version of {database.given} cannot be read now ({reason})."
     if database.snapshot.exists():
-        return (f"interrupted: {path} is at version {version}, with a script not settled. Run "
-                f"this again to go on: it first puts that right, from {database.snapshot.path}.")
-    return f"interrupted: {path} is at version {version}. Run this again to go on."
+        state += ", with a script not settled, which the next run puts right before anything else"
+    return f"{state}."
 
 
 def _program() -> int:
