@@ -27,6 +27,19 @@ is always at exactly one version, whatever happens.
 This file is all there is: copy it into your application, or install it with pip.
 It needs Python 3.9 or newer and its standard library. `python -m fastmigrate --help`
 tells what else it does.
+
+The calls have these arguments and exceptions in common, and name what else there is:
+
+    db_path         the database file; a path is a string or an os.PathLike
+    migrations_dir  the directory that holds the migration scripts
+    to              the last version to apply; None for the latest
+    connect         called as connect(path) for every connection, for a database that
+                    needs an extension, a collation or a key
+
+    FileNotFoundError  there is no such database; the call does not create it
+    UnversionedError   the database has no version; a MigrationError
+    MigrationError     all else that is in the way; where no migration ran, nothing was
+                       changed
 """
 
 from __future__ import annotations
@@ -140,16 +153,17 @@ DRIFT = {  # what a state of a script means to a person
                "a new database would be built without it, or run --accept.",
 }
 
-SQLITE_ERRORS = {  # how what SQLite says begins: what it means to a person, what to do
-    "database is locked": ("database is locked: another connection holds {db}",
-                           "Wait for that, or wait longer with --timeout"),
-    "file is not a database": ("{db} is not a database, or is encrypted",
-                               "Name the database file with --db, or give its key in connect"),
+# How what SQLite says begins: what it means to a person, and what to do.
+SQLITE_ERRORS: dict[str | tuple[str, ...], tuple[str, str]] = {
+    "database is locked": (
+        "database is locked: another connection holds {db}",
+        "Wait for that, or wait longer with --timeout"),
+    "file is not a database": (
+        "{db} is not a database, or is encrypted",
+        "Name the database file with --db, or give its key in connect"),
     "no such module": ("{text}", "Give a connect that loads it"),
-    "database disk image is malformed": ("{db} is damaged ({text})",
-                                         "Restore a backup of it with --restore"),
-    "malformed database schema": ("{db} is damaged ({text})",
-                                  "Restore a backup of it with --restore"),
+    ("database disk image is malformed", "malformed database schema"): (
+        "{db} is damaged ({text})", "Restore a backup of it with --restore"),
     "attempt to write a readonly database": (
         "{db} is read-only, and there is something to write",
         "Make the file and its directory writable for this user"),
@@ -157,8 +171,9 @@ SQLITE_ERRORS = {  # how what SQLite says begins: what it means to a person, wha
         "{db} cannot be opened ({text})",
         "Make the file and its directory readable and writable for this user"),
     "database or disk is full": ("no room is left for {db} ({text})", "Make room"),
-    "disk I/O error": ("the file system failed for {db} ({text})",
-                       "See that there is room, and that the disk is sound"),
+    "disk I/O error": (
+        "the file system failed for {db} ({text})",
+        "See that there is room, and that the disk is sound"),
 }
 
 TEMPLATES = {  # of new scripts
@@ -187,20 +202,19 @@ exit codes: 0 done, 1 refused or failed, 2 usage, 130 SIGINT, 143 SIGTERM
 class MigrationError(sqlite3.Error):
     """A refusal or a failure; its text is for a person and says what to do next.
 
-    Attributes, each None where it does not apply:
-        path: the migration script, as a string.
-        line: the line of the script at which the failing statement begins, from 1.
-        statement: the failing statement.
-        version: the version at which the database stands now.
+    Where a script failed, `path` names it, a string, and `line`, from 1, is where the
+    failing `statement` begins. `version` is where the database stands now. Each is None
+    where it does not apply.
     """
 
-    def __init__(self, message: str, *, path: str | None = None, line: int | None = None,
-                 statement: str | None = None, version: int | None = None) -> None:
+    path: str | None = None
+    line: int | None = None
+    statement: str | None = None
+    version: int | None = None
+
+    def __init__(self, message: str, **attributes: str | int | None) -> None:
         super().__init__(message)
-        self.path = path
-        self.line = line
-        self.statement = statement
-        self.version = version
+        vars(self).update(attributes)
 
 
 class UnversionedError(MigrationError):
@@ -211,21 +225,12 @@ def ensure_versioned_db(db_path: StrPath, *, connect: Connect = sqlite3.connect)
     """Create the database at version 0 if there is none; return its version.
 
     Of many processes that call this at once exactly one creates the database, and it
-    appears at its path whole, so that none meets an empty file. Parent folders are
-    created.
-
-    Args:
-        db_path: the database file.
-        connect: called as connect(path) for every connection.
-
-    Raises:
-        UnversionedError: the file is a database without a version.
-        MigrationError: it is no database, or cannot be read or created. What exists is
-            left as it was, byte for byte.
+    appears at its path whole; parent folders are created. What exists is left as it was,
+    byte for byte.
     """
     database = _Database(db_path, connect=connect)
-    if not os.path.exists(database.path) and database.create():
-        return 0
+    if not os.path.exists(database.path):
+        database.create()
     return database.look()[0]
 
 
@@ -234,13 +239,8 @@ create_db = ensure_versioned_db
 
 def run_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = False,
                    **options: Any) -> bool:
-    """Apply what is pending; return True, or False with the reason logged as an error.
-
-    Args:
-        db_path: the database file; it must exist and be versioned.
-        migrations_dir: the directory that holds the migration scripts.
-        verbose: as for migrate(), like the options.
-    """
+    """Do as migrate(), with its options; return True, or False with the reason logged as an
+    error."""
     try:
         migrate(db_path, migrations_dir, verbose=verbose, **options)
     except MigrationError as error:
@@ -249,63 +249,49 @@ def run_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = Fa
     return True
 
 
+async def arun_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = False,
+                          **options: Any) -> bool:
+    """Do as run_migrations(), in a thread of its own."""
+    import asyncio
+    return await asyncio.to_thread(run_migrations, db_path, migrations_dir, verbose, **options)
+
+
 def migrate(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
             backup: bool = False, snapshot: bool = True, timeout: float = 30.0,
             connect: Connect = sqlite3.connect, verbose: bool = False) -> list[Path]:
-    """Apply the pending migration scripts in order, each exactly once; return them.
+    """Apply the pending migration scripts in order, each exactly once; return their paths.
 
     When this returns, and also when it raises or the process dies, the database is at
     exactly one version. Where nothing is pending, nothing is written or locked.
 
     Args:
-        db_path: the database file; it must exist and be versioned.
-        migrations_dir: the directory that holds the migration scripts.
-        to: the last version to apply; None for the latest.
         backup: make a backup first, if anything is pending.
         snapshot: copy the database before each script that cannot run inside a
             transaction, and put the copy back if it fails. Without it such a script,
             if it fails or is cut off, leaves what it had done so far.
         timeout: seconds to wait for another process that holds the database.
-        connect: called as connect(path) for every connection.
         verbose: print what the command line prints, with the output of scripts.
 
-    Raises:
-        MigrationError: with `path`, `line`, `statement` where a script failed, and
-            `version`, where the database stands.
+    Raises: MigrationError also where there is no such database.
     """
     report = _Report(results=verbose, output=verbose)
     database = _Database(db_path, timeout, connect, report)
     applied = _Run(database, migrations_dir, to, backup, snapshot).run()
     if not applied:
         return []
-    from pathlib import Path
+    from pathlib import Path  # which takes long to import
     return [Path(script.path) for script in applied]
 
 
 def get_db_version(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> int:
-    """Return the version of the database, without writing to it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        UnversionedError: the database has no table `_meta`.
-        MigrationError: not a database, damaged, locked, or `_meta` is not as it must be.
-    """
+    """Return the version of the database, without writing to it."""
     return _Database(db_path, connect=connect).look()[0]
 
 
 def set_db_version(db_path: StrPath, version: int, *,
                    connect: Connect = sqlite3.connect) -> None:
-    """Set the version by hand, running no script; puts an unversioned database under
-    management, which adds the table `_meta`.
-
-    Args:
-        db_path: the database file.
-        version: from 0 to 9999: all scripts up to it count as applied.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        MigrationError: the version is no such number, or the database cannot be
-            written, or has a `_meta` that is somebody else's. Nothing was changed.
+    """Set the version by hand, from 0 to 9999, running no script: those up to it count as
+    applied. Puts an unversioned database under management, which adds the table `_meta`.
     """
     if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= MAX_VERSION:
         raise MigrationError(f"{version!r} is not a version: give a number from 0 to {MAX_VERSION}")
@@ -313,10 +299,7 @@ def set_db_version(db_path: StrPath, version: int, *,
 
 
 def ensure_meta_table(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> None:
-    """Give an existing unversioned database a `_meta` at version 0; leave a versioned one.
-
-    Raises: as set_db_version().
-    """
+    """Put an unversioned database under management at version 0; leave a versioned one."""
     database = _Database(db_path, connect=connect)
     try:
         database.look()
@@ -325,14 +308,12 @@ def ensure_meta_table(db_path: StrPath, *, connect: Connect = sqlite3.connect) -
 
 
 def create_db_backup(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> Path | None:
-    """Copy the database to NAME.YYYYMMDD_HHMMSS.backup beside it; return the copy's path.
+    """Copy the database to NAME.YYYYMMDD_HHMMSS.backup beside it; return the copy's path, or
+    None with the reason logged where no backup could be made.
 
     The copy is one consistent state of the database, also while others write to it. It
     is never readable by more users than the database is, and takes no existing name:
     one that is taken stands for the next second.
-
-    Returns:
-        The path, or None with the reason logged where no backup could be made.
     """
     from pathlib import Path
     try:
@@ -350,23 +331,16 @@ def restore_db(db_path: StrPath, backup_path: StrPath, *,
     """Make the database what a backup is, also while other connections have it open.
 
     The backup must be a sound database with a version. What the database held is kept as
-    a backup of its own, unless it is damaged.
+    a backup of its own.
 
-    Raises:
-        FileNotFoundError: there is no such backup.
-        MigrationError: it is not sound or has no version, or the database cannot be
-            written. The database is as it was.
+    Raises: FileNotFoundError if there is no such backup.
     """
     _Database(db_path, connect=connect).restore(os.fsdecode(backup_path))
 
 
 def build_db(migrations_dir: StrPath, *, to: int | None = None,
              connect: Connect = sqlite3.connect) -> sqlite3.Connection:
-    """Return a new database in memory at the latest version, or at version `to`.
-
-    Raises:
-        MigrationError: a script failed.
-    """
+    """Return a connection to a new database in memory, at the latest version."""
     with _Scratch(connect) as scratch:
         scratch.replay(migrations_dir, to)
         memory = connect(":memory:")
@@ -377,16 +351,11 @@ def build_db(migrations_dir: StrPath, *, to: int | None = None,
 
 def status(db_path: StrPath, migrations_dir: StrPath, *,
            connect: Connect = sqlite3.connect) -> dict[str, Any]:
-    """Return where a database stands, without writing anything.
+    """Return where a database stands, without writing anything: {"db", "version", "latest",
+    "migrations": [{"version", "name", "state", "applied_at"}], "problems": [text]}, where
+    state is applied, pending, edited, late or missing, and the time UTC in ISO 8601.
 
-    Returns:
-        {"db", "version", "latest", "migrations": [{"version", "name", "state",
-        "applied_at"}], "problems": [text]}, where state is applied, pending, edited,
-        late or missing.
-
-    Raises:
-        MigrationError: the database or the directory cannot be read, the database is
-            unversioned, or two scripts have one index.
+    Raises: MigrationError also where there is no such database.
     """
     return _Run(_Database(db_path, connect=connect), migrations_dir).status()
 
@@ -395,10 +364,6 @@ def verify(db_path: StrPath, migrations_dir: StrPath, *,
            connect: Connect = sqlite3.connect) -> str:
     """Replay the scripts into a scratch database, up to the version of this one, and
     return how the schema of this one differs, as a unified diff: "" if it does not.
-
-    Raises:
-        FileNotFoundError: there is no such database.
-        MigrationError: the database cannot be read, or a script failed.
     """
     database = _Database(db_path, connect=connect)
     version, schema = database.look(_schema)
@@ -409,15 +374,10 @@ def verify(db_path: StrPath, migrations_dir: StrPath, *,
 
 def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
              connect: Connect = sqlite3.connect) -> dict[str, Any]:
-    """Run what is pending, scripts included, on a copy of the database.
+    """Run what is pending, scripts included, on a copy of the database; leave that untouched.
 
-    Returns:
-        {"migrations": [{"version", "name", "seconds"}], "diff": the schema's unified
-        diff, "rows": {table: [before, after]} where their number changes}.
-
-    Raises:
-        FileNotFoundError: there is no such database.
-        MigrationError: as migrate() would for the database itself, which is untouched.
+    Returns {"migrations": [{"version", "name", "seconds"}], "diff": the schema's unified
+    diff, "rows": {table: [before, after]} where their number changes}.
     """
     return _rehearse(_Database(db_path, connect=connect), migrations_dir, to)
 
@@ -428,40 +388,32 @@ def enroll_db(db_path: StrPath, migrations_dir: StrPath, *,
 
     Where there are scripts, the version is the highest whose replayed schema is that of
     the database. Where there are none, 0001-initialize.sql is written from the schema and
-    proved to rebuild it, and the version is 1.
-
-    Raises:
-        FileNotFoundError: there is no such database.
-        MigrationError: the database is versioned, or no version has its schema; the
-            message shows how it differs from the nearest. Nothing was changed.
+    proved to rebuild it, and the version is 1. The MigrationError for a database whose
+    schema no version has shows how it differs from the nearest.
     """
     return _enroll(_Database(db_path, connect=connect), os.fsdecode(migrations_dir))
 
 
 def new_migration(migrations_dir: StrPath, description: str) -> Path:
-    """Create the next migration script and return its path; the directory is created too.
+    """Create the next migration script, named by the words of the description, and return
+    its path; a description that ends in .py or .sh makes it such a script. The directory
+    is created too.
 
-    Args:
-        migrations_dir: the directory that holds the migration scripts.
-        description: words for the name; an ending .py or .sh makes it such a script.
-
-    Raises:
-        ValueError: nothing in the description can stand in a name, two scripts have one
-            index, or 9999 is taken.
+    Raises: ValueError if there are no words, two scripts have one index, or 9999 is taken.
     """
+    import re
     from pathlib import Path
     words, extension = os.path.splitext(description)
     if extension not in EXTENSIONS:
         words, extension = description, ".sql"
-    slug = "".join(c.lower() if c.isalnum() else " " for c in words).split()
+    slug = re.sub(r"[\W_]+", "-", words).strip("-").lower()
     if not slug:
         raise ValueError(f"{description!r} has no words to name a script by")
-    folder = Path(os.fsdecode(migrations_dir))
-    folder.mkdir(parents=True, exist_ok=True)
-    number = max(_scan(folder)[0], default=0) + 1
+    os.makedirs(migrations_dir, exist_ok=True)
+    number = max(_scan(migrations_dir)[0], default=0) + 1
     if number > MAX_VERSION:
-        raise ValueError(f"{folder} has a script {MAX_VERSION}, the last there can be")
-    path = folder / f"{number:04d}-{'-'.join(slug)}{extension}"
+        raise ValueError(f"there is a script {MAX_VERSION} already, the last there can be")
+    path = Path(os.fsdecode(migrations_dir), f"{number:04d}-{slug}{extension}")
     with open(path, "x", encoding="utf-8") as file:
         file.write(TEMPLATES[extension].format(" ".join(words.split())))
     return path
@@ -470,9 +422,7 @@ def new_migration(migrations_dir: StrPath, description: str) -> Path:
 def get_migration_scripts(migrations_dir: StrPath) -> dict[int, Path]:
     """Return the migration scripts of a directory by version, in order.
 
-    Raises:
-        ValueError: two scripts have one index.
-        FileNotFoundError: there is no such directory.
+    Raises: ValueError if two scripts have one index; FileNotFoundError.
     """
     from pathlib import Path
     names, _ = _scan(migrations_dir)
@@ -481,48 +431,18 @@ def get_migration_scripts(migrations_dir: StrPath) -> dict[int, Path]:
 
 def extract_version_from_filename(filename: str) -> int | None:
     """Return the version of a migration script's file name, None if it is not one's."""
-    name = str(filename)
-    if (name[4:5] != "-" or not name[:4].isdecimal() or not name[:4].isascii()
-            or not name.endswith(EXTENSIONS)):
-        return None
-    return int(name[:4]) or None
-
-
-# What applications of the fastmigrate package call, besides.
-
-
-def setup_logging(verbose: bool = False) -> None:
-    """Let logging print the messages of fastmigrate; with `verbose`, debug messages too."""
-    import logging
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING,
-                        format="%(levelname)s: %(message)s")
-
-
-async def arun_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = False,
-                          **options: Any) -> bool:
-    """Do as run_migrations(), in a thread of its own."""
-    import asyncio
-    import functools
-    call = functools.partial(run_migrations, db_path, migrations_dir, verbose, **options)
-    return await asyncio.get_running_loop().run_in_executor(None, call)
+    import re
+    found = re.fullmatch(r"([0-9]{4})-.*\.(sql|py|sh)", str(filename), re.S)
+    return int(found[1]) or None if found else None
 
 
 def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
                    connect: Connect = sqlite3.connect) -> None:
     """Rebuild a table with other column definitions, its rows, indexes and triggers kept.
 
-    No row of a table that refers to it is touched, and nothing changes if a reference
-    would be left dangling.
-
-    Args:
-        db_path: the database file.
-        table_name: the table's name.
-        new_column_defs: column definitions and table constraints, separated by commas;
-            all present columns must be among them.
-
-    Raises:
-        FileNotFoundError: there is no such database.
-        MigrationError: SQLite refuses the rebuild, or a reference would dangle.
+    The definitions are those of columns and table constraints, separated by commas; all
+    present columns must be among them. No row of a table that refers to this one is
+    touched, and nothing changes if a reference would be left dangling.
     """
     database = _Database(db_path, connect=connect)
     table, new = _quoted(table_name), _quoted(table_name + "_new")
@@ -544,6 +464,13 @@ def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
             raise MigrationError(f"{child} row {row} would refer to a row of {parent} that "
                                  "does not exist. Nothing was changed.")
         database.commit(connection)
+
+
+def setup_logging(verbose: bool = False) -> None:
+    """Let logging print the messages of fastmigrate; with `verbose`, debug messages too."""
+    import logging
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING,
+                        format="%(levelname)s: %(message)s")
 
 
 # ------------------------------------------------------------------ the run
@@ -2497,15 +2424,11 @@ def _log(level: str, text: str) -> None:
     getattr(logging.getLogger("fastmigrate"), level)(text)
 
 
-def _print(text: str, file: Any, end: str = "\n") -> None:
+def _say(text: str, end: str = "\n", *, file: Any = None) -> None:
     try:
-        print(text, end=end, file=file, flush=True)
+        print(text, end=end, file=file or sys.stderr, flush=True)
     except (OSError, ValueError):
         pass  # nobody reads it: no reason for a migration to fail
-
-
-def _complain(text: str, end: str = "\n") -> None:
-    _print(text, sys.stderr, end)
 
 
 class _Report:
@@ -2523,7 +2446,7 @@ class _Report:
     def result(self, text: str) -> None:
         if self.results:
             self.done()
-            _print(text, sys.stdout)
+            _say(text, file=sys.stdout)
 
     def warn(self, text: str) -> None:
         if text in self._said:
@@ -2533,7 +2456,7 @@ class _Report:
         if self.logged:
             _log("warning", text)
         else:
-            _complain(f"warning: {text}")
+            _say(f"warning: {text}")
 
     def progress(self, text: Callable[[], str]) -> None:
         """Show what is being done, where it has lasted for more than a second."""
@@ -2543,12 +2466,12 @@ class _Report:
         self._started = self._started or now
         if now - self._started > 1 and now - self._shown > 0.1:
             self._shown = now
-            _complain("\r\x1b[K" + text()[:79], end="")
+            _say("\r\x1b[K" + text()[:79], end="")
 
     def done(self) -> None:
         """What progress was shown for is over."""
         if self._shown:
-            _complain("\r\x1b[K", end="")
+            _say("\r\x1b[K", end="")
         self._started = self._shown = 0.0
 
 
@@ -2565,34 +2488,6 @@ def _plural(number: int, noun: str) -> str:
 
 
 # ------------------------------------------------------------------ the command line
-
-
-class _Signals:
-    """Turns SIGINT and SIGTERM into one KeyboardInterrupt; further ones do not disturb the
-    putting back that follows."""
-
-    number = 0  # of the signal that came
-
-    def __enter__(self) -> _Signals:
-        import signal
-        self._before: dict[int, Any] = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._interrupt)
-            except ValueError:
-                pass  # not in the main thread: signals are somebody else's
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        import signal
-        self.number = self.number or -1  # too late to interrupt anything
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _interrupt(self, number: int, frame: object) -> None:
-        if not self.number:
-            self.number = number
-            raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -2672,7 +2567,7 @@ def _configure(arguments: argparse.Namespace) -> None:
         for section in parser.sections():
             for key, value in parser[section].items():
                 if section != "paths" or key not in paths:
-                    _complain(f"warning: {path}: unknown key {key} in [{section}]. There are db "
+                    _say(f"warning: {path}: unknown key {key} in [{section}]. There are db "
                               "and migrations in [paths].")
                 elif value:
                     paths[key] = os.path.join(os.path.dirname(path), value)
@@ -2744,7 +2639,7 @@ def _show_status(status: dict[str, Any], as_json: bool) -> None:
         when = (script["applied_at"] or "").replace("T", " ")
         print(f"  {script['name']:{width}}  {script['state']:9}{when}".rstrip(), flush=True)
     for problem in status["problems"]:
-        _complain(f"warning: {problem}")
+        _say(f"warning: {problem}")
 
 
 def _show_check(status: dict[str, Any], report: _Report) -> int:
@@ -2753,7 +2648,7 @@ def _show_check(status: dict[str, Any], report: _Report) -> int:
     if pending:
         problems.append(f"pending: {', '.join(pending)}. Run fastmigrate.")
     for problem in problems:
-        _complain(f"error: {problem}")
+        _say(f"error: {problem}")
     if not problems:
         report.result(f"{status['db']} is at version {status['version']}, as the scripts say")
     return int(bool(problems))
@@ -2774,7 +2669,7 @@ def _guarded(arguments: argparse.Namespace, path: str) -> int:
     try:
         return _command(arguments, path)
     except (sqlite3.Error, OSError, ValueError) as error:
-        _complain(f"error: {error}")
+        _say(f"error: {error}")
         return 1
 
 
@@ -2795,7 +2690,7 @@ def _several(arguments: argparse.Namespace) -> int:
             for path, code in zip(arguments.db, codes))
         print(", ".join(f"{_plural(count, 'database')} {at}" for at, count in states.items()))
     if failed:
-        _complain(f"error: {len(failed)} of {len(codes)} failed: {', '.join(failed)}")
+        _say(f"error: {len(failed)} of {len(codes)} failed: {', '.join(failed)}")
     return int(bool(failed))
 
 
@@ -2808,31 +2703,48 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
         connect: a program that passes its own is the command line for databases that
             need an extension or a key.
     """
+    import signal
+    came: list[int] = []
     databases: list[str] = []
-    with _Signals() as signals:
-        try:
-            for stream in (sys.stdout, sys.stderr):
-                if isinstance(stream, io.TextIOWrapper):
-                    stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
-            parser = _parser()
-            arguments = parser.parse_args(argv)
-            arguments.connect = connect
-            if arguments.json and arguments.action != "status":
-                parser.error("--json goes with --status")
-            _configure(arguments)
-            if arguments.new is not None:
-                print(new_migration(arguments.migrations, arguments.new))
-                return 0
-            databases = arguments.db
-            return _command(arguments, *databases) if len(databases) == 1 else _several(arguments)
-        except SystemExit as error:
-            return int(error.code or 0)
-        except (sqlite3.Error, OSError, ValueError) as error:
-            _complain(f"error: {error}")
-            return 1
-        except KeyboardInterrupt:
-            _complain(f"interrupted: {_standing(databases, connect)} Run this again to go on.")
-            return 128 + (signals.number or 2)
+
+    def interrupt(number: int, frame: object) -> None:
+        came.append(number)
+        if len(came) == 1:  # further ones do not disturb the putting back that follows
+            raise KeyboardInterrupt
+
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            before[each] = signal.signal(each, interrupt)
+    except ValueError:
+        pass  # not in the main thread: signals are somebody else's
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
+        parser = _parser()
+        arguments = parser.parse_args(argv)
+        arguments.connect = connect
+        if arguments.json and arguments.action != "status":
+            parser.error("--json goes with --status")
+        _configure(arguments)
+        if arguments.new is not None:
+            print(new_migration(arguments.migrations, arguments.new))
+            return 0
+        databases = arguments.db
+        return _command(arguments, *databases) if len(databases) == 1 else _several(arguments)
+    except SystemExit as error:
+        return int(error.code or 0)
+    except (sqlite3.Error, OSError, ValueError) as error:
+        _say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        _say(f"interrupted: {_standing(databases, connect)} Run this again to go on.")
+        return 128 + (came or [signal.SIGINT])[0]
+    finally:
+        came.append(0)  # too late to interrupt anything
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _standing(databases: list[str], connect: Connect) -> str:
