@@ -274,8 +274,7 @@ def migrate(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
 
     Raises: MigrationError also where there is no such database.
     """
-    report = _Report(results=verbose, output=verbose)
-    database = _Database(db_path, timeout, connect, report)
+    database = _Database(db_path, timeout, connect, _Report(verbose, verbose))
     applied = _Run(database, migrations_dir, to, backup, snapshot).run()
     if not applied:
         return []
@@ -288,8 +287,7 @@ def get_db_version(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> i
     return _Database(db_path, connect=connect).look()[0]
 
 
-def set_db_version(db_path: StrPath, version: int, *,
-                   connect: Connect = sqlite3.connect) -> None:
+def set_db_version(db_path: StrPath, version: int, *, connect: Connect = sqlite3.connect) -> None:
     """Set the version by hand, from 0 to 9999, running no script: those up to it count as
     applied. Puts an unversioned database under management, which adds the table `_meta`.
     """
@@ -360,16 +358,14 @@ def status(db_path: StrPath, migrations_dir: StrPath, *,
     return _Run(_Database(db_path, connect=connect), migrations_dir).status()
 
 
-def verify(db_path: StrPath, migrations_dir: StrPath, *,
-           connect: Connect = sqlite3.connect) -> str:
+def verify(db_path: StrPath, migrations_dir: StrPath, *, connect: Connect = sqlite3.connect) -> str:
     """Replay the scripts into a scratch database, up to the version of this one, and
     return how the schema of this one differs, as a unified diff: "" if it does not.
     """
     database = _Database(db_path, connect=connect)
     version, schema = database.look(_schema)
     with _Scratch(connect) as scratch:
-        return _diff(scratch.replay(migrations_dir, version), schema,
-                     f"the scripts up to {version}", database.given)
+        return scratch.diff(migrations_dir, version, schema, database.shown)
 
 
 def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
@@ -2259,13 +2255,16 @@ class _Scratch(_Database):
     def __exit__(self, *details: object) -> None:
         self._folder.cleanup()
 
-    def replay(self, migrations_dir: StrPath, to: int | None) -> Schema:
-        """Bring the database from where it is to a version; return its schema then."""
+    def replay(self, migrations_dir: StrPath, to: int | None) -> None:
+        """Bring the database from where it is to a version."""
         if not os.path.exists(self.path):
             self.lay_out(self.path)
         _Run(self, migrations_dir, to).run()
-        schema: Schema = self.look(_schema)[1]
-        return schema
+
+    def diff(self, migrations_dir: StrPath, version: int, other: Schema, name: str) -> str:
+        """Return how another schema differs from that of a version, "" if it does not."""
+        self.replay(migrations_dir, version)
+        return _diff(self.look(_schema)[1], other, f"the scripts up to {version}", name)
 
 
 def _schema(connection: sqlite3.Connection, version: int = 0) -> Schema:
@@ -2400,8 +2399,7 @@ def _write_initial(database: _Database, schema: Schema, folder: str) -> str:
 def _find_version(database: _Database, schema: Schema, folder: str, versions: list[int]) -> int:
     """Return the highest version whose schema, replayed, is this one."""
     with _Scratch(database.connect) as scratch:
-        diffs = {version: _diff(scratch.replay(folder, version), schema,
-                                f"the scripts up to {version}", database.shown)
+        diffs = {version: scratch.diff(folder, version, schema, database.shown)
                  for version in versions}
     fitting = [version for version in versions if not diffs[version]]
     if not fitting:
@@ -2434,12 +2432,11 @@ def _say(text: str, end: str = "\n", *, file: Any = None) -> None:
 class _Report:
     """Where the results, the warnings and the progress of a run go."""
 
-    def __init__(self, *, results: bool = False, output: bool = False,
-                 terminal: bool = False, logged: bool = True) -> None:
+    def __init__(self, results: bool = False, output: bool = False, logged: bool = True) -> None:
         self.results = results  # say on stdout what was done
         self.output = output  # show the output of scripts as it comes
-        self.terminal = terminal  # show progress on stderr
         self.logged = logged  # warnings are logged, else they go to stderr
+        self.terminal = results and not logged and sys.stderr.isatty()  # show progress there
         self._said: set[str] = set()
         self._shown = self._started = 0.0
 
@@ -2496,9 +2493,8 @@ def _parser() -> argparse.ArgumentParser:
     def number(kind: type, low: int, high: int) -> Callable[[str], Any]:
         def parse(text: str) -> Any:
             try:
-                value = kind(text)
-                if low <= value <= high:
-                    return value
+                if low <= kind(text) <= high:
+                    return kind(text)
             except ValueError:
                 pass
             raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
@@ -2509,11 +2505,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="fastmigrate", allow_abbrev=False, add_help=False, epilog=EXAMPLES,
         usage="fastmigrate [--db PATH] [--migrations DIR] [options]",
         description="Bring a SQLite database to the version that your code expects.",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=26, width=80))
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("where").add_argument
-    add("--db", metavar="PATH", nargs="+",
-        help="database, several, or a pattern (data/database.db)")
+    add("--db", metavar="PATH", nargs="+", help="database or pattern (data/database.db)")
     add("--migrations", metavar="DIR", help="migrations directory (migrations)")
     add("--config", metavar="FILE", help="ini file: db and migrations in [paths] (.fastmigrate)")
     add = parser.add_argument_group("migrating").add_argument
@@ -2521,8 +2515,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--to", metavar="N", type=version, help="stop after version N")
     add("--timeout", metavar="S", type=number(float, 0, 10 ** 9), default=30.0,
         help="seconds to wait for another process (30)")
-    add("--no-snapshot", action="store_true",
-        help="what .py, .sh and the like do stays if they fail")
+    add("--no-snapshot", action="store_true", help="what .py and .sh do stays if they fail")
     add("--jobs", metavar="N", type=number(int, 1, 999), default=1,
         help="processes, for several databases (1)")
     add = parser.add_argument_group(
@@ -2544,7 +2537,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-v", "--verbose", action="store_true", help="show the output of scripts")
     add("-q", "--quiet", action="store_true", help="show warnings and errors only")
     add("--version", action="version", version=f"fastmigrate {__version__}",
-        help="show the version of this program")
+        help="show the version of fastmigrate")
     add("-h", "--help", action="help", help="show this")
     return parser
 
@@ -2559,16 +2552,15 @@ def _configure(arguments: argparse.Namespace) -> None:
         try:
             with open(path, encoding="utf-8-sig") as file:
                 parser.read_file(file)
-        except OSError as error:
-            raise MigrationError(f"the config {path} cannot be read: {error.strerror}") from error
-        except (configparser.Error, UnicodeDecodeError) as error:
-            text = " ".join(str(error).split())
-            raise MigrationError(f"the config {path} is broken: {text}") from error
+        except (OSError, UnicodeDecodeError, configparser.Error) as error:
+            what = "cannot be read" if isinstance(error, OSError) else "is broken"
+            raise MigrationError(f"the config {path} {what}: {' '.join(str(error).split())}"
+                                 ) from error
         for section in parser.sections():
             for key, value in parser[section].items():
                 if section != "paths" or key not in paths:
                     _say(f"warning: {path}: unknown key {key} in [{section}]. There are db "
-                              "and migrations in [paths].")
+                         "and migrations in [paths].")
                 elif value:
                     paths[key] = os.path.join(os.path.dirname(path), value)
     arguments.db = _databases(arguments.db or [paths["db"]])
@@ -2590,8 +2582,7 @@ def _databases(patterns: list[str]) -> list[str]:
 
 def _command(arguments: argparse.Namespace, path: str) -> int:
     """Do what the command line asks for with one database; return the exit code."""
-    report = _Report(results=not arguments.quiet, output=arguments.verbose, logged=False,
-                     terminal=not arguments.quiet and sys.stderr.isatty())
+    report = _Report(not arguments.quiet, arguments.verbose, logged=False)
     folder, action = arguments.migrations, arguments.action
     database = _Database(path, arguments.timeout, arguments.connect, report)
     run = _Run(database, folder, arguments.to, arguments.backup, not arguments.no_snapshot)
