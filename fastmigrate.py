@@ -68,12 +68,11 @@ if TYPE_CHECKING:
 
 __version__ = "1.0.0"
 __all__ = [
-    "MigrationError", "UnversionedError", "arun_migrations", "build_db",
-    "create_database_backup", "create_db", "create_db_backup", "enroll_db",
-    "ensure_meta_table", "ensure_versioned_db", "extract_version_from_filename",
-    "get_db_version", "get_migration_scripts", "main", "migrate", "new_migration",
-    "recreate_table", "rehearse", "restore_db", "run_migrations", "set_db_version",
-    "setup_logging", "status", "verify",
+    "MigrationError", "UnversionedError", "arun_migrations", "build_db", "create_database_backup",
+    "create_db", "create_db_backup", "enroll_db", "ensure_meta_table", "ensure_versioned_db",
+    "extract_version_from_filename", "get_db_version", "get_migration_scripts", "main", "migrate",
+    "new_migration", "recreate_table", "rehearse", "restore_db", "run_migrations",
+    "set_db_version", "setup_logging", "status", "verify",
 ]
 
 # Applications written for the fastmigrate package import from its module `core`; this
@@ -155,12 +154,10 @@ DRIFT = {  # what a state of a script means to a person
 
 # How what SQLite says begins: what it means to a person, and what to do.
 SQLITE_ERRORS: dict[str | tuple[str, ...], tuple[str, str]] = {
-    "database is locked": (
-        "database is locked: another connection holds {db}",
-        "Wait for that, or wait longer with --timeout"),
-    "file is not a database": (
-        "{db} is not a database, or is encrypted",
-        "Name the database file with --db, or give its key in connect"),
+    "database is locked": ("database is locked: another connection holds {db}",
+                           "Wait for that, or wait longer with --timeout"),
+    "file is not a database": ("{db} is not a database, or is encrypted",
+                               "Name the database file with --db, or give its key in connect"),
     "no such module": ("{text}", "Give a connect that loads it"),
     ("database disk image is malformed", "malformed database schema"): (
         "{db} is damaged ({text})", "Restore a backup of it with --restore"),
@@ -171,9 +168,8 @@ SQLITE_ERRORS: dict[str | tuple[str, ...], tuple[str, str]] = {
         "{db} cannot be opened ({text})",
         "Make the file and its directory readable and writable for this user"),
     "database or disk is full": ("no room is left for {db} ({text})", "Make room"),
-    "disk I/O error": (
-        "the file system failed for {db} ({text})",
-        "See that there is room, and that the disk is sound"),
+    "disk I/O error": ("the file system failed for {db} ({text})",
+                       "See that there is room, and that the disk is sound"),
 }
 
 TEMPLATES = {  # of new scripts
@@ -2319,12 +2315,13 @@ def _diff(before: Schema, after: Schema, name_before: str, name_after: str) -> s
     """Return a unified diff of the objects that do not mean the same."""
     import difflib
 
-    def text(schema: Schema, other: Schema) -> list[str]:
-        return [line for meaning in sorted(schema) if meaning not in other
+    def lines(meanings: set[tuple[str, ...]], schema: Schema) -> list[str]:
+        return [line for meaning in sorted(meanings)
                 for line in f"{schema[meaning][2]};".splitlines()]
 
-    return "\n".join(difflib.unified_diff(text(before, after), text(after, before),
-                                          name_before, name_after, lineterm="", n=99))
+    return "\n".join(difflib.unified_diff(
+        lines(before.keys() - after, before), lines(after.keys() - before, after),
+        name_before, name_after, lineterm="", n=99))
 
 
 def _quoted(name: str) -> str:
@@ -2348,14 +2345,14 @@ def _rehearse(database: _Database, migrations_dir: StrPath, to: int | None) -> d
         version, (schema, rows) = copy.look(_contents)
         scripts = _Run(copy, migrations_dir, to).run()
         _, (new_schema, new_rows) = copy.look(_contents)
-    counts = {table: [rows.get(table, 0), new_rows.get(table, 0)]
-              for table in sorted({*rows, *new_rows})}
     return {
         "migrations": [{"version": script.version, "name": script.name,
                         "seconds": script.seconds} for script in scripts],
         "diff": _diff(schema, new_schema, f"{database.shown} at version {version}",
                       "after the pending scripts"),
-        "rows": {table: [old, new] for table, (old, new) in counts.items() if old != new}}
+        "rows": {table: [rows.get(table, 0), new_rows.get(table, 0)]
+                 for table in sorted({*rows, *new_rows})
+                 if rows.get(table, 0) != new_rows.get(table, 0)}}
 
 
 def _enroll(database: _Database, folder: str) -> int:
@@ -2370,17 +2367,19 @@ def _enroll(database: _Database, folder: str) -> int:
         with _closing(database.open()) as connection:
             schema = _schema(connection)
         versions = sorted(_scan(folder)[0]) if os.path.exists(folder) else []
-        initial = "" if versions else _write_initial(database, schema, folder)
-        try:
-            version = _find_version(database, schema, folder, versions or [1])
+        if versions:
+            version = _find_version(database, schema, folder, versions)
             database.set_version(version)
+            return version
+        path = _write_initial(database, schema, folder)
+        try:
+            _find_version(database, schema, folder, [1])
+            database.set_version(1)
         except BaseException:
-            if initial:
-                os.unlink(initial)
+            os.unlink(path)
             raise
-        if initial:
-            database.report.result(f"{initial} holds its schema")
-    return version
+        database.report.result(f"{path} holds its schema")
+        return 1
 
 
 def _write_initial(database: _Database, schema: Schema, folder: str) -> str:
@@ -2667,13 +2666,14 @@ def _guarded(arguments: argparse.Namespace, path: str) -> int:
 def _several(arguments: argparse.Namespace) -> int:
     """Do with each of several databases what the command line asks for, and sum up."""
     import collections
+    import functools
+    act = functools.partial(_guarded, arguments)
     if arguments.jobs == 1:
-        codes = [_guarded(arguments, path) for path in arguments.db]
+        codes = list(map(act, arguments.db))
     else:
         import concurrent.futures
         with concurrent.futures.ProcessPoolExecutor(arguments.jobs) as pool:
-            codes = list(pool.map(_guarded, [arguments] * len(arguments.db), arguments.db,
-                                  chunksize=8))
+            codes = list(pool.map(act, arguments.db, chunksize=8))
     failed = [path for path, code in zip(arguments.db, codes) if code]
     if not arguments.quiet and not arguments.json:
         states = collections.Counter(
