@@ -2673,7 +2673,7 @@ def _several(arguments: argparse.Namespace) -> int:
     else:
         import concurrent.futures
         with concurrent.futures.ProcessPoolExecutor(arguments.jobs) as pool:
-            codes = list(pool.map(act, arguments.db, chunksize=8))
+            codes = list(pool.map(act, arguments.db))
     failed = [path for path, code in zip(arguments.db, codes) if code]
     if not arguments.quiet and not arguments.json:
         states = collections.Counter(
