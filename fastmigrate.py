@@ -27,6 +27,19 @@ is always at exactly one version, whatever happens.
 This file is all there is: copy it into your application, or install it with pip.
 It needs Python 3.9 or newer and its standard library. `python -m fastmigrate --help`
 tells what else it does.
+
+The calls have these arguments and exceptions in common, and name what else there is:
+
+    db_path         the database file; a path is a string or an os.PathLike
+    migrations_dir  the directory that holds the migration scripts
+    to              the last version to apply; None for the latest
+    connect         called as connect(path) for every connection, for a database that
+                    needs an extension, a collation or a key
+
+    FileNotFoundError  there is no such database; the call does not create it
+    UnversionedError   the database has no version; a MigrationError
+    MigrationError     all else that is in the way; where no migration ran, nothing was
+                       changed
 """
 
 from __future__ import annotations
@@ -51,16 +64,15 @@ if TYPE_CHECKING:
     Row = tuple[int, str, str, str]  # of the history
     State = tuple[int, str, str, "str | None"]  # version, name, state, when applied
     Dangling = dict[tuple[str, str], list[Any]]  # rows by (table, parent)
-    Schema = dict[tuple[Any, ...], str]  # SQL by meaning
+    Schema = dict[tuple[str, ...], tuple[str, str, str]]  # (type, name, SQL) by meaning
 
 __version__ = "1.0.0"
 __all__ = [
-    "MigrationError", "UnversionedError", "arun_migrations", "build_db",
-    "create_database_backup", "create_db", "create_db_backup", "enroll_db",
-    "ensure_meta_table", "ensure_versioned_db", "extract_version_from_filename",
-    "get_db_version", "get_migration_scripts", "main", "migrate", "new_migration",
-    "recreate_table", "rehearse", "restore_db", "run_migrations", "set_db_version",
-    "setup_logging", "status", "verify",
+    "MigrationError", "UnversionedError", "arun_migrations", "build_db", "create_database_backup",
+    "create_db", "create_db_backup", "enroll_db", "ensure_meta_table", "ensure_versioned_db",
+    "extract_version_from_filename", "get_db_version", "get_migration_scripts", "main", "migrate",
+    "new_migration", "recreate_table", "rehearse", "restore_db", "run_migrations",
+    "set_db_version", "setup_logging", "status", "verify",
 ]
 
 # Applications written for the fastmigrate package import from its module `core`; this
@@ -100,6 +112,7 @@ SELECT_REFERENCES = (
     "WHERE t.type = 'table' AND t.sql LIKE '%references%'")
 SELECT_PARENTS = 'SELECT lower("table") FROM pragma_foreign_key_list(?)'
 SELECT_DANGLING = "SELECT parent, rowid FROM pragma_foreign_key_check(?)"
+SELECT_SHADOWS = "SELECT name FROM pragma_table_list WHERE type = 'shadow'"
 SELECT_SCHEMA = (  # in an order in which each object finds those it needs
     "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL "
     "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' "
@@ -139,16 +152,15 @@ DRIFT = {  # what a state of a script means to a person
                "a new database would be built without it, or run --accept.",
 }
 
-SQLITE_ERRORS = {  # how what SQLite says begins: what it means to a person, what to do
+# How what SQLite says begins: what it means to a person, and what to do.
+SQLITE_ERRORS: dict[str | tuple[str, ...], tuple[str, str]] = {
     "database is locked": ("database is locked: another connection holds {db}",
                            "Wait for that, or wait longer with --timeout"),
     "file is not a database": ("{db} is not a database, or is encrypted",
                                "Name the database file with --db, or give its key in connect"),
     "no such module": ("{text}", "Give a connect that loads it"),
-    "database disk image is malformed": ("{db} is damaged ({text})",
-                                         "Restore a backup of it with --restore"),
-    "malformed database schema": ("{db} is damaged ({text})",
-                                  "Restore a backup of it with --restore"),
+    ("database disk image is malformed", "malformed database schema"): (
+        "{db} is damaged ({text})", "Restore a backup of it with --restore"),
     "attempt to write a readonly database": (
         "{db} is read-only, and there is something to write",
         "Make the file and its directory writable for this user"),
@@ -186,20 +198,19 @@ exit codes: 0 done, 1 refused or failed, 2 usage, 130 SIGINT, 143 SIGTERM
 class MigrationError(sqlite3.Error):
     """A refusal or a failure; its text is for a person and says what to do next.
 
-    Attributes, each None where it does not apply:
-        path: the migration script, as a string.
-        line: the line of the script at which the failing statement begins, from 1.
-        statement: the failing statement.
-        version: the version at which the database stands now.
+    Where a script failed, `path` names it, a string, and `line`, from 1, is where the
+    failing `statement` begins. `version` is where the database stands now. Each is None
+    where it does not apply.
     """
 
-    def __init__(self, message: str, *, path: str | None = None, line: int | None = None,
-                 statement: str | None = None, version: int | None = None) -> None:
+    path: str | None = None
+    line: int | None = None
+    statement: str | None = None
+    version: int | None = None
+
+    def __init__(self, message: str, **attributes: str | int | None) -> None:
         super().__init__(message)
-        self.path = path
-        self.line = line
-        self.statement = statement
-        self.version = version
+        vars(self).update(attributes)
 
 
 class UnversionedError(MigrationError):
@@ -210,21 +221,12 @@ def ensure_versioned_db(db_path: StrPath, *, connect: Connect = sqlite3.connect)
     """Create the database at version 0 if there is none; return its version.
 
     Of many processes that call this at once exactly one creates the database, and it
-    appears at its path whole, so that none meets an empty file. Parent folders are
-    created.
-
-    Args:
-        db_path: the database file.
-        connect: called as connect(path) for every connection.
-
-    Raises:
-        UnversionedError: the file is a database without a version.
-        MigrationError: it is no database, or cannot be read or created. What exists is
-            left as it was, byte for byte.
+    appears at its path whole; parent folders are created. What exists is left as it was,
+    byte for byte.
     """
     database = _Database(db_path, connect=connect)
-    if not os.path.exists(database.path) and database.create():
-        return 0
+    if not os.path.exists(database.path):
+        database.create()
     return database.look()[0]
 
 
@@ -233,13 +235,8 @@ create_db = ensure_versioned_db
 
 def run_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = False,
                    **options: Any) -> bool:
-    """Apply what is pending; return True, or False with the reason logged as an error.
-
-    Args:
-        db_path: the database file; it must exist and be versioned.
-        migrations_dir: the directory that holds the migration scripts.
-        verbose: as for migrate(), like the options.
-    """
+    """Do as migrate(), with its options; return True, or False with the reason logged as an
+    error."""
     try:
         migrate(db_path, migrations_dir, verbose=verbose, **options)
     except MigrationError as error:
@@ -248,63 +245,47 @@ def run_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = Fa
     return True
 
 
+async def arun_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = False,
+                          **options: Any) -> bool:
+    """Do as run_migrations(), in a thread of its own."""
+    import asyncio
+    return await asyncio.to_thread(run_migrations, db_path, migrations_dir, verbose, **options)
+
+
 def migrate(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
             backup: bool = False, snapshot: bool = True, timeout: float = 30.0,
             connect: Connect = sqlite3.connect, verbose: bool = False) -> list[Path]:
-    """Apply the pending migration scripts in order, each exactly once; return them.
+    """Apply the pending migration scripts in order, each exactly once; return their paths.
 
     When this returns, and also when it raises or the process dies, the database is at
     exactly one version. Where nothing is pending, nothing is written or locked.
 
     Args:
-        db_path: the database file; it must exist and be versioned.
-        migrations_dir: the directory that holds the migration scripts.
-        to: the last version to apply; None for the latest.
         backup: make a backup first, if anything is pending.
         snapshot: copy the database before each script that cannot run inside a
             transaction, and put the copy back if it fails. Without it such a script,
             if it fails or is cut off, leaves what it had done so far.
         timeout: seconds to wait for another process that holds the database.
-        connect: called as connect(path) for every connection.
         verbose: print what the command line prints, with the output of scripts.
 
-    Raises:
-        MigrationError: with `path`, `line`, `statement` where a script failed, and
-            `version`, where the database stands.
+    Raises: MigrationError also where there is no such database.
     """
-    report = _Report(results=verbose, output=verbose)
-    database = _Database(db_path, timeout, connect, report)
+    database = _Database(db_path, timeout, connect, _Report(verbose, verbose))
     applied = _Run(database, migrations_dir, to, backup, snapshot).run()
     if not applied:
         return []
-    from pathlib import Path
+    from pathlib import Path  # which takes long to import
     return [Path(script.path) for script in applied]
 
 
 def get_db_version(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> int:
-    """Return the version of the database, without writing to it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        UnversionedError: the database has no table `_meta`.
-        MigrationError: not a database, damaged, locked, or `_meta` is not as it must be.
-    """
+    """Return the version of the database, without writing to it."""
     return _Database(db_path, connect=connect).look()[0]
 
 
-def set_db_version(db_path: StrPath, version: int, *,
-                   connect: Connect = sqlite3.connect) -> None:
-    """Set the version by hand, running no script; puts an unversioned database under
-    management, which adds the table `_meta`.
-
-    Args:
-        db_path: the database file.
-        version: from 0 to 9999: all scripts up to it count as applied.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        MigrationError: the version is no such number, or the database cannot be
-            written, or has a `_meta` that is somebody else's. Nothing was changed.
+def set_db_version(db_path: StrPath, version: int, *, connect: Connect = sqlite3.connect) -> None:
+    """Set the version by hand, from 0 to 9999, running no script: those up to it count as
+    applied. Puts an unversioned database under management, which adds the table `_meta`.
     """
     if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= MAX_VERSION:
         raise MigrationError(f"{version!r} is not a version: give a number from 0 to {MAX_VERSION}")
@@ -312,10 +293,7 @@ def set_db_version(db_path: StrPath, version: int, *,
 
 
 def ensure_meta_table(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> None:
-    """Give an existing unversioned database a `_meta` at version 0; leave a versioned one.
-
-    Raises: as set_db_version().
-    """
+    """Put an unversioned database under management at version 0; leave a versioned one."""
     database = _Database(db_path, connect=connect)
     try:
         database.look()
@@ -324,14 +302,12 @@ def ensure_meta_table(db_path: StrPath, *, connect: Connect = sqlite3.connect) -
 
 
 def create_db_backup(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> Path | None:
-    """Copy the database to NAME.YYYYMMDD_HHMMSS.backup beside it; return the copy's path.
+    """Copy the database to NAME.YYYYMMDD_HHMMSS.backup beside it; return the copy's path, or
+    None with the reason logged where no backup could be made.
 
     The copy is one consistent state of the database, also while others write to it. It
     is never readable by more users than the database is, and takes no existing name:
     one that is taken stands for the next second.
-
-    Returns:
-        The path, or None with the reason logged where no backup could be made.
     """
     from pathlib import Path
     try:
@@ -349,74 +325,51 @@ def restore_db(db_path: StrPath, backup_path: StrPath, *,
     """Make the database what a backup is, also while other connections have it open.
 
     The backup must be a sound database with a version. What the database held is kept as
-    a backup of its own, unless it is damaged.
+    a backup of its own.
 
-    Raises:
-        FileNotFoundError: there is no such backup.
-        MigrationError: it is not sound or has no version, or the database cannot be
-            written. The database is as it was.
+    Raises: FileNotFoundError if there is no such backup.
     """
     _Database(db_path, connect=connect).restore(os.fsdecode(backup_path))
 
 
 def build_db(migrations_dir: StrPath, *, to: int | None = None,
              connect: Connect = sqlite3.connect) -> sqlite3.Connection:
-    """Return a new database in memory at the latest version, or at version `to`.
-
-    Raises:
-        MigrationError: a script failed.
-    """
+    """Return a connection to a new database in memory, at the latest version."""
     with _Scratch(connect) as scratch:
         scratch.replay(migrations_dir, to)
         memory = connect(":memory:")
-        with _closing(scratch.database.open()) as connection:
+        with _closing(scratch.open()) as connection:
             connection.backup(memory)
         return memory
 
 
 def status(db_path: StrPath, migrations_dir: StrPath, *,
            connect: Connect = sqlite3.connect) -> dict[str, Any]:
-    """Return where a database stands, without writing anything.
+    """Return where a database stands, without writing anything: {"db", "version", "latest",
+    "migrations": [{"version", "name", "state", "applied_at"}], "problems": [text]}, where
+    state is applied, pending, edited, late or missing, and the time UTC in ISO 8601.
 
-    Returns:
-        {"db", "version", "latest", "migrations": [{"version", "name", "state",
-        "applied_at"}], "problems": [text]}, where state is applied, pending, edited,
-        late or missing.
-
-    Raises:
-        MigrationError: the database or the directory cannot be read, the database is
-            unversioned, or two scripts have one index.
+    Raises: MigrationError also where there is no such database.
     """
     return _Run(_Database(db_path, connect=connect), migrations_dir).status()
 
 
-def verify(db_path: StrPath, migrations_dir: StrPath, *,
-           connect: Connect = sqlite3.connect) -> str:
+def verify(db_path: StrPath, migrations_dir: StrPath, *, connect: Connect = sqlite3.connect) -> str:
     """Replay the scripts into a scratch database, up to the version of this one, and
     return how the schema of this one differs, as a unified diff: "" if it does not.
-
-    Raises:
-        FileNotFoundError: there is no such database.
-        MigrationError: the database cannot be read, or a script failed.
     """
     database = _Database(db_path, connect=connect)
     version, schema = database.look(_schema)
     with _Scratch(connect) as scratch:
-        scratch.replay(migrations_dir, version)
-        return _diff(scratch.schema(), schema, f"the scripts up to {version}", database.given)
+        return scratch.diff(migrations_dir, version, schema, database.shown)
 
 
 def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
              connect: Connect = sqlite3.connect) -> dict[str, Any]:
-    """Run what is pending, scripts included, on a copy of the database.
+    """Run what is pending, scripts included, on a copy of the database; leave that untouched.
 
-    Returns:
-        {"migrations": [{"version", "name", "seconds"}], "diff": the schema's unified
-        diff, "rows": {table: [before, after]} where their number changes}.
-
-    Raises:
-        FileNotFoundError: there is no such database.
-        MigrationError: as migrate() would for the database itself, which is untouched.
+    Returns {"migrations": [{"version", "name", "seconds"}], "diff": the schema's unified
+    diff, "rows": {table: [before, after]} where their number changes}.
     """
     return _rehearse(_Database(db_path, connect=connect), migrations_dir, to)
 
@@ -427,40 +380,32 @@ def enroll_db(db_path: StrPath, migrations_dir: StrPath, *,
 
     Where there are scripts, the version is the highest whose replayed schema is that of
     the database. Where there are none, 0001-initialize.sql is written from the schema and
-    proved to rebuild it, and the version is 1.
-
-    Raises:
-        FileNotFoundError: there is no such database.
-        MigrationError: the database is versioned, or no version has its schema; the
-            message shows how it differs from the nearest. Nothing was changed.
+    proved to rebuild it, and the version is 1. The MigrationError for a database whose
+    schema no version has shows how it differs from the nearest.
     """
     return _enroll(_Database(db_path, connect=connect), os.fsdecode(migrations_dir))
 
 
 def new_migration(migrations_dir: StrPath, description: str) -> Path:
-    """Create the next migration script and return its path; the directory is created too.
+    """Create the next migration script, named by the words of the description, and return
+    its path; a description that ends in .py or .sh makes it such a script. The directory
+    is created too.
 
-    Args:
-        migrations_dir: the directory that holds the migration scripts.
-        description: words for the name; an ending .py or .sh makes it such a script.
-
-    Raises:
-        ValueError: nothing in the description can stand in a name, two scripts have one
-            index, or 9999 is taken.
+    Raises: ValueError if there are no words, two scripts have one index, or 9999 is taken.
     """
+    import re
     from pathlib import Path
     words, extension = os.path.splitext(description)
     if extension not in EXTENSIONS:
         words, extension = description, ".sql"
-    slug = "".join(c.lower() if c.isalnum() else " " for c in words).split()
+    slug = re.sub(r"[\W_]+", "-", words).strip("-").lower()
     if not slug:
         raise ValueError(f"{description!r} has no words to name a script by")
-    folder = Path(os.fsdecode(migrations_dir))
-    folder.mkdir(parents=True, exist_ok=True)
-    number = max(_scan(folder)[0], default=0) + 1
+    os.makedirs(migrations_dir, exist_ok=True)
+    number = max(_scan(migrations_dir)[0], default=0) + 1
     if number > MAX_VERSION:
-        raise ValueError(f"{folder} has a script {MAX_VERSION}, the last there can be")
-    path = folder / f"{number:04d}-{'-'.join(slug)}{extension}"
+        raise ValueError(f"there is a script {MAX_VERSION} already, the last there can be")
+    path = Path(os.fsdecode(migrations_dir), f"{number:04d}-{slug}{extension}")
     with open(path, "x", encoding="utf-8") as file:
         file.write(TEMPLATES[extension].format(" ".join(words.split())))
     return path
@@ -469,9 +414,7 @@ def new_migration(migrations_dir: StrPath, description: str) -> Path:
 def get_migration_scripts(migrations_dir: StrPath) -> dict[int, Path]:
     """Return the migration scripts of a directory by version, in order.
 
-    Raises:
-        ValueError: two scripts have one index.
-        FileNotFoundError: there is no such directory.
+    Raises: ValueError if two scripts have one index; FileNotFoundError.
     """
     from pathlib import Path
     names, _ = _scan(migrations_dir)
@@ -480,48 +423,18 @@ def get_migration_scripts(migrations_dir: StrPath) -> dict[int, Path]:
 
 def extract_version_from_filename(filename: str) -> int | None:
     """Return the version of a migration script's file name, None if it is not one's."""
-    name = str(filename)
-    if (name[4:5] != "-" or not name[:4].isdecimal() or not name[:4].isascii()
-            or not name.endswith(EXTENSIONS)):
-        return None
-    return int(name[:4]) or None
-
-
-# What applications of the fastmigrate package call, besides.
-
-
-def setup_logging(verbose: bool = False) -> None:
-    """Let logging print the messages of fastmigrate; with `verbose`, debug messages too."""
-    import logging
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING,
-                        format="%(levelname)s: %(message)s")
-
-
-async def arun_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = False,
-                          **options: Any) -> bool:
-    """Do as run_migrations(), in a thread of its own."""
-    import asyncio
-    import functools
-    call = functools.partial(run_migrations, db_path, migrations_dir, verbose, **options)
-    return await asyncio.get_running_loop().run_in_executor(None, call)
+    import re
+    found = re.fullmatch(r"([0-9]{4})-.*\.(sql|py|sh)", str(filename), re.S)
+    return int(found[1]) or None if found else None
 
 
 def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
                    connect: Connect = sqlite3.connect) -> None:
     """Rebuild a table with other column definitions, its rows, indexes and triggers kept.
 
-    No row of a table that refers to it is touched, and nothing changes if a reference
-    would be left dangling.
-
-    Args:
-        db_path: the database file.
-        table_name: the table's name.
-        new_column_defs: column definitions and table constraints, separated by commas;
-            all present columns must be among them.
-
-    Raises:
-        FileNotFoundError: there is no such database.
-        MigrationError: SQLite refuses the rebuild, or a reference would dangle.
+    The definitions are those of columns and table constraints, separated by commas; all
+    present columns must be among them. No row of a table that refers to this one is
+    touched, and nothing changes if a reference would be left dangling.
     """
     database = _Database(db_path, connect=connect)
     table, new = _quoted(table_name), _quoted(table_name + "_new")
@@ -543,6 +456,13 @@ def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
             raise MigrationError(f"{child} row {row} would refer to a row of {parent} that "
                                  "does not exist. Nothing was changed.")
         database.commit(connection)
+
+
+def setup_logging(verbose: bool = False) -> None:
+    """Let logging print the messages of fastmigrate; with `verbose`, debug messages too."""
+    import logging
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING,
+                        format="%(levelname)s: %(message)s")
 
 
 # ------------------------------------------------------------------ the run
@@ -2206,15 +2126,15 @@ def _remove(*paths: str) -> None:
 # ------------------------------------------------------------------ schemas
 
 
-class _Scratch:
+class _Scratch(_Database):
     """A database in a temporary directory that goes away in every case."""
 
     def __init__(self, connect: Connect) -> None:
         import tempfile
         self._folder = tempfile.TemporaryDirectory(prefix="fastmigrate-")
-        self.database = _Database(os.path.join(self._folder.name, "scratch.db"), connect=connect)
-        self.database.shown = "the scratch database"
-        self.database.lasting = False
+        super().__init__(os.path.join(self._folder.name, "scratch.db"), connect=connect)
+        self.shown = "the scratch database"
+        self.lasting = False
 
     def __enter__(self) -> _Scratch:
         return self
@@ -2222,113 +2142,108 @@ class _Scratch:
     def __exit__(self, *details: object) -> None:
         self._folder.cleanup()
 
-    def replay(self, migrations_dir: StrPath, to: int | None) -> list[_Script]:
-        """Bring the scratch database from where it is to a version."""
-        if not os.path.exists(self.database.path):
-            self.database.lay_out(self.database.path)
-        return _Run(self.database, migrations_dir, to).run()
+    def replay(self, migrations_dir: StrPath, to: int | None) -> None:
+        """Bring the database from where it is to a version."""
+        if not os.path.exists(self.path):
+            self.lay_out(self.path)
+        _Run(self, migrations_dir, to).run()
 
-    def schema(self) -> Schema:
-        schema: Schema = self.database.look(_schema)[1]
-        return schema
+    def diff(self, migrations_dir: StrPath, version: int, other: Schema, name: str) -> str:
+        """Return how another schema differs from that of a version, "" if it does not."""
+        self.replay(migrations_dir, version)
+        return _diff(self.look(_schema)[1], other, f"the scripts up to {version}", name)
 
 
-def _objects(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
-    """Return (type, name, SQL) of what an application made, without shadow tables."""
+def _schema(connection: sqlite3.Connection, version: int = 0) -> Schema:
+    """Return (type, name, SQL) of what an application made, in order, by what it means."""
     try:
-        shadows = {name for name, in connection.execute(
-            "SELECT name FROM pragma_table_list WHERE type = 'shadow'")}
+        shadows = {name for name, in connection.execute(SELECT_SHADOWS)}
     except connection.OperationalError:  # SQLite before 3.37
         shadows = set()
     found = connection.execute(SELECT_SCHEMA).fetchall()
     for _, table, sql in found:
         if sql[:14].upper() == "CREATE VIRTUAL":
             shadows.update(f"{table}_{end}" for end in SHADOWS)
-    return [row for row in found if row[1].rstrip("0123456789") not in shadows
-            and row[1] not in shadows]
-
-
-def _schema(connection: sqlite3.Connection, version: int = 0) -> Schema:
-    """Return the SQL of each object by what it means."""
-    return {(kind, name.lower(), _meaning(sql)): sql for kind, name, sql in _objects(connection)}
+    return {_meaning(sql): (kind, name, sql) for kind, name, sql in found
+            if name not in shadows and name.rstrip("0123456789") not in shadows}
 
 
 def _meaning(sql: str) -> tuple[str, ...]:
     """Return the tokens of a CREATE statement in one form for all ways to write it: white
     space, comments, letter case and the quoting of names do not count."""
     import re
+    pattern = re.compile(r"""
+          \s+ | --[^\n]* | /\*.*?(?:\*/|\Z)
+        | (?P<string> '(?:[^']|'')*' )
+        | (?P<quoted> "(?:[^"]|"")*" | `(?:[^`]|``)*` | \[[^\]]*\] )
+        | (?P<other> [\w$]+ | . )""", re.S | re.X)
     tokens: list[str] = []
-    for found in re.finditer(
-            r"""\s+|--[^\n]*|/\*.*?(?:\*/|\Z)|(x?'(?:[^']|'')*')|("(?:[^"]|"")*"|`(?:[^`]|``)*`"""
-            r"""|\[[^\]]*\])|(\d[\w.]*|[\w$]+|[<>=!|]=|<>|\|\||<<|>>|->>?|.)""", sql, re.S | re.I):
-        string, quoted, plain = found.groups()
-        if quoted and tokens[-1:] == ["default"]:
-            string = "'" + quoted[1:-1] + "'"  # SQLite takes it for a string there
-        if string:
-            tokens.append(string)
-        elif quoted:
-            tokens.append(quoted[1:-1].replace(quoted[-1] * 2, quoted[-1]).lower())
-        elif plain:
-            tokens.append(plain.lower())
-    if tokens[:2] != ["create", "table"] or "(" not in tokens:
-        return tuple(tokens)
+    for found in pattern.finditer(sql):
+        token = found.group()
+        if found["quoted"] and tokens[-1:] == ["default"]:
+            tokens.append(f"'{token[1:-1]}'")  # SQLite takes it for a string there
+        elif found["quoted"]:
+            tokens.append(token[1:-1].replace(token[-1] * 2, token[-1]).lower())
+        elif found["string"]:
+            tokens.append(token)
+        elif found["other"]:
+            tokens.append(token.lower())
     # ALTER TABLE adds a column behind the constraints of the table; written out, it stands
-    # before them.
-    parts: list[list[str]] = [[]]
-    start = end = tokens.index("(")
-    depth = 1
-    while depth and end + 1 < len(tokens):
-        end += 1
-        depth += (tokens[end] == "(") - (tokens[end] == ")")
-        if tokens[end] == "," and depth == 1:
-            parts.append([])
-        elif depth:
-            parts[-1].append(tokens[end])
-    parts.sort(key=lambda part: part[:1] and part[0] in (
-        "constraint", "primary", "unique", "check", "foreign"))
-    return (*tokens[:start], *(token for part in parts for token in (*part, ",")), *tokens[end:])
+    # before them. So they go to the end here.
+    columns: list[str] = []
+    constraints: list[str] = []
+    into, depth = columns, 0
+    for token, following in zip(tokens, [*tokens[1:], ""]):
+        depth += (token == "(") - (token == ")")
+        if depth == 0 or token == "," and depth == 1:
+            constrains = following in ("constraint", "primary", "unique", "check", "foreign")
+            into = constraints if depth and constrains else columns
+        into.append(token)
+    return (*columns, *constraints)
 
 
 def _diff(before: Schema, after: Schema, name_before: str, name_after: str) -> str:
     """Return a unified diff of the objects that do not mean the same."""
     import difflib
 
-    def text(schema: Schema, other: Schema) -> list[str]:
-        return [line for key in sorted(schema) if key not in other
-                for line in f"{schema[key]};".splitlines()]
+    def lines(meanings: set[tuple[str, ...]], schema: Schema) -> list[str]:
+        return [line for meaning in sorted(meanings)
+                for line in f"{schema[meaning][2]};".splitlines()]
 
-    return "\n".join(difflib.unified_diff(text(before, after), text(after, before),
-                                          name_before, name_after, lineterm="", n=99))
+    return "\n".join(difflib.unified_diff(
+        lines(before.keys() - after, before), lines(after.keys() - before, after),
+        name_before, name_after, lineterm="", n=99))
 
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _row_counts(connection: sqlite3.Connection, version: int) -> dict[str, int]:
-    return {name: connection.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()[0]
-            for kind, name, _ in _objects(connection) if kind == "table"}
+def _contents(connection: sqlite3.Connection, version: int) -> tuple[Schema, dict[str, int]]:
+    """Return the schema, and the number of rows in each table."""
+    schema = _schema(connection)
+    return schema, {
+        name: connection.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()[0]
+        for kind, name, _ in schema.values() if kind == "table"}
 
 
 def _rehearse(database: _Database, migrations_dir: StrPath, to: int | None) -> dict[str, Any]:
-    version, before = database.look(_schema)
-    with _Scratch(database.connect) as scratch, database.explained():
-        copy = scratch.database
+    database.look()  # says what is in the way in the name of the database itself
+    with _Scratch(database.connect) as copy, database.explained():
         copy.report, copy.timeout = database.report, database.timeout
         copy.shown = f"the copy of {database.shown}"
-        _create_private(copy.path, database.path)
         database.copy(database.path, copy.path, "copy")
-        rows = copy.look(_row_counts)[1]
-        scripts = scratch.replay(migrations_dir, to)
-        after = copy.look(_row_counts)[1]
-        return {
-            "migrations": [{"version": script.version, "name": script.name,
-                            "seconds": script.seconds} for script in scripts],
-            "diff": _diff(before, scratch.schema(), f"{database.shown} at version {version}",
-                          "after the pending scripts"),
-            "rows": {table: [rows.get(table, 0), after.get(table, 0)]
-                     for table in sorted({*rows, *after})
-                     if rows.get(table, 0) != after.get(table, 0)}}
+        version, (schema, rows) = copy.look(_contents)
+        scripts = _Run(copy, migrations_dir, to).run()
+        _, (new_schema, new_rows) = copy.look(_contents)
+    return {
+        "migrations": [{"version": script.version, "name": script.name,
+                        "seconds": script.seconds} for script in scripts],
+        "diff": _diff(schema, new_schema, f"{database.shown} at version {version}",
+                      "after the pending scripts"),
+        "rows": {table: [rows.get(table, 0), new_rows.get(table, 0)]
+                 for table in sorted({*rows, *new_rows})
+                 if rows.get(table, 0) != new_rows.get(table, 0)}}
 
 
 def _enroll(database: _Database, folder: str) -> int:
@@ -2340,31 +2255,45 @@ def _enroll(database: _Database, folder: str) -> int:
         raise MigrationError(f"{database.shown} is versioned already, and at version {version}. "
                              "Nothing was changed.")
     with database.explained():
-        names = _scan(folder)[0] if os.path.exists(folder) else {}
         with _closing(database.open()) as connection:
-            schema, objects = _schema(connection), _objects(connection)
-        if names:
-            version = _find_version(database, schema, folder, names)
-        else:
-            version = 1
-            _write_initial(database, schema, objects, folder)
-        database.set_version(version)
-    return version
+            schema = _schema(connection)
+        versions = sorted(_scan(folder)[0]) if os.path.exists(folder) else []
+        if versions:
+            version = _find_version(database, schema, folder, versions)
+            database.set_version(version)
+            return version
+        path = _write_initial(database, schema, folder)
+        try:
+            _find_version(database, schema, folder, [1])
+            database.set_version(1)
+        except BaseException:
+            os.unlink(path)
+            raise
+        database.report.result(f"{path} holds its schema")
+        return 1
 
 
-def _find_version(database: _Database, schema: Schema, folder: str,
-                  names: dict[int, str]) -> int:
-    """Return the highest version whose schema is this one."""
-    fitting, nearest = [], ""
+def _write_initial(database: _Database, schema: Schema, folder: str) -> str:
+    """Write the first script from the schema; return its path."""
+    if not schema:
+        raise MigrationError(f"{database.shown} has nothing in it to enroll. Nothing was changed. "
+                             "Use --set-version 0 to begin with it at version 0.")
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, "0001-initialize.sql")
+    with open(path, "x", encoding="utf-8", newline="\n") as file:
+        file.write("-- The schema as it was when this database was put under management.\n")
+        file.writelines(f"{sql};\n" for *_, sql in schema.values())
+    return path
+
+
+def _find_version(database: _Database, schema: Schema, folder: str, versions: list[int]) -> int:
+    """Return the highest version whose schema, replayed, is this one."""
     with _Scratch(database.connect) as scratch:
-        for version in sorted(names):
-            scratch.replay(folder, version)
-            diff = _diff(scratch.schema(), schema, f"the scripts up to {version}", database.shown)
-            if not diff:
-                fitting.append(version)
-            elif not nearest or diff.count("\n") <= nearest.count("\n"):
-                nearest = diff
+        diffs = {version: scratch.diff(folder, version, schema, database.shown)
+                 for version in versions}
+    fitting = [version for version in versions if not diffs[version]]
     if not fitting:
+        nearest = min(reversed(diffs.values()), key=lambda diff: diff.count("\n"))
         raise MigrationError(f"no version has the schema of {database.shown}. The nearest:\n"
                              f"{nearest}\nNothing was changed. Write a script that leads to "
                              "this schema, or change the database to fit, then run this again.")
@@ -2375,30 +2304,6 @@ def _find_version(database: _Database, schema: Schema, folder: str,
     return fitting[-1]
 
 
-def _write_initial(database: _Database, schema: Schema, objects: list[tuple[str, str, str]],
-                   folder: str) -> None:
-    """Write the first script from the schema, and prove that it rebuilds that."""
-    if not objects:
-        raise MigrationError(f"{database.shown} has nothing in it to enroll. Nothing was changed. "
-                             "Use --set-version 0 to begin with it at version 0.")
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, "0001-initialize.sql")
-    with open(path, "x", encoding="utf-8", newline="\n") as file:
-        file.write("-- The schema as it was when this database was put under management.\n")
-        file.writelines(f"{sql};\n" for *_, sql in objects)
-    try:
-        with _Scratch(database.connect) as scratch:
-            scratch.replay(folder, 1)
-            diff = _diff(scratch.schema(), schema, path, database.shown)
-        if diff:
-            raise MigrationError(f"the schema of {database.shown} cannot be rebuilt from its "
-                                 f"own SQL:\n{diff}\nNothing was changed.")
-    except BaseException:
-        os.unlink(path)
-        raise
-    database.report.result(f"{path} holds its schema")
-
-
 # ------------------------------------------------------------------ messages
 
 
@@ -2407,25 +2312,28 @@ def _log(level: str, text: str) -> None:
     getattr(logging.getLogger("fastmigrate"), level)(text)
 
 
+def _say(text: str, end: str = "\n", *, file: Any = None) -> None:
+    try:
+        print(text, end=end, file=file or sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass  # nobody reads it: no reason for a migration to fail
+
+
 class _Report:
     """Where the results, the warnings and the progress of a run go."""
 
-    def __init__(self, *, results: bool = False, output: bool = False,
-                 terminal: bool = False, logged: bool = True) -> None:
+    def __init__(self, results: bool = False, output: bool = False, logged: bool = True) -> None:
         self.results = results  # say on stdout what was done
         self.output = output  # show the output of scripts as it comes
-        self.terminal = terminal  # show progress on stderr
         self.logged = logged  # warnings are logged, else they go to stderr
+        self.terminal = results and not logged and sys.stderr.isatty()  # show progress there
         self._said: set[str] = set()
         self._shown = self._started = 0.0
 
     def result(self, text: str) -> None:
         if self.results:
             self.done()
-            try:
-                print(text, flush=True)
-            except (OSError, ValueError):
-                self.results = False  # nobody reads: no reason for a migration to fail
+            _say(text, file=sys.stdout)
 
     def warn(self, text: str) -> None:
         if text in self._said:
@@ -2435,7 +2343,7 @@ class _Report:
         if self.logged:
             _log("warning", text)
         else:
-            _complain("warning: " + text)
+            _say(f"warning: {text}")
 
     def progress(self, text: Callable[[], str]) -> None:
         """Show what is being done, where it has lasted for more than a second."""
@@ -2445,20 +2353,13 @@ class _Report:
         self._started = self._started or now
         if now - self._started > 1 and now - self._shown > 0.1:
             self._shown = now
-            _complain("\r\x1b[K" + text()[:79], end="")
+            _say("\r\x1b[K" + text()[:79], end="")
 
     def done(self) -> None:
         """What progress was shown for is over."""
         if self._shown:
-            _complain("\r\x1b[K", end="")
+            _say("\r\x1b[K", end="")
         self._started = self._shown = 0.0
-
-
-def _complain(text: str, end: str = "\n") -> None:
-    try:
-        print(text, end=end, file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        pass  # stderr is closed: there is nowhere to say so
 
 
 def _utc() -> str:
@@ -2476,82 +2377,39 @@ def _plural(number: int, noun: str) -> str:
 # ------------------------------------------------------------------ the command line
 
 
-class _Signals:
-    """Turns SIGINT and SIGTERM into one KeyboardInterrupt; further ones do not disturb the
-    putting back that follows."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        import signal
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._interrupt)
-            except ValueError:
-                pass  # not in the main thread: signals are somebody else's
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        import signal
-        self.number = self.number or -1  # too late to interrupt anything
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _interrupt(self, number: int, frame: object) -> None:
-        if not self.number:
-            self.number = number
-            raise KeyboardInterrupt
-
-
-def _number(low: int, high: int) -> Callable[[str], int]:
-    """Return what reads an argument that is a number in this range."""
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdecimal() and low <= int(text) <= high):
-            import argparse
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
-        return int(text)
-    return parse
-
-
-def _timeout(text: str) -> float:
-    """Read an argument that is a number of seconds."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 1e9:
-        import argparse
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
     import argparse
+
+    def number(kind: type, low: int, high: int) -> Callable[[str], Any]:
+        def parse(text: str) -> Any:
+            try:
+                if low <= kind(text) <= high:
+                    return kind(text)
+            except ValueError:
+                pass
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        return parse
+
+    version = number(int, 0, MAX_VERSION)
     parser = argparse.ArgumentParser(
         prog="fastmigrate", allow_abbrev=False, add_help=False, epilog=EXAMPLES,
         usage="fastmigrate [--db PATH] [--migrations DIR] [options]",
         description="Bring a SQLite database to the version that your code expects.",
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=26, width=80))
-    where = parser.add_argument_group("where")
-    where.add_argument("--db", metavar="PATH", nargs="+",
-                       help="database, several, or a pattern (data/database.db)")
-    where.add_argument("--migrations", metavar="DIR", help="migrations directory (migrations)")
-    where.add_argument("--config", metavar="FILE",
-                       help="ini file: db and migrations in [paths] (.fastmigrate)")
-    how = parser.add_argument_group("migrating")
-    version = _number(0, MAX_VERSION)
-    how.add_argument("--backup", action="store_true", help="make a backup first")
-    how.add_argument("--to", metavar="N", type=version, help="stop after version N")
-    how.add_argument("--timeout", metavar="S", type=_timeout, default=30.0,
-                     help="seconds to wait for another process (30)")
-    how.add_argument("--no-snapshot", action="store_true",
-                     help="what .py, .sh and the like do stays if they fail")
-    how.add_argument("--jobs", metavar="N", type=_number(1, 999), default=1,
-                     help="processes, for several databases (1)")
-    actions = parser.add_argument_group("instead of migrating").add_mutually_exclusive_group()
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument_group("where").add_argument
+    add("--db", metavar="PATH", nargs="+", help="database or pattern (data/database.db)")
+    add("--migrations", metavar="DIR", help="migrations directory (migrations)")
+    add("--config", metavar="FILE", help="ini file: db and migrations in [paths] (.fastmigrate)")
+    add = parser.add_argument_group("migrating").add_argument
+    add("--backup", action="store_true", help="make a backup first")
+    add("--to", metavar="N", type=version, help="stop after version N")
+    add("--timeout", metavar="S", type=number(float, 0, 10 ** 9), default=30.0,
+        help="seconds to wait for another process (30)")
+    add("--no-snapshot", action="store_true", help="what .py and .sh do stays if they fail")
+    add("--jobs", metavar="N", type=number(int, 1, 999), default=1,
+        help="processes, for several databases (1)")
+    add = parser.add_argument_group(
+        "instead of migrating").add_mutually_exclusive_group().add_argument
     for flag, text in (
             ("--createdb", "create an empty database at version 0"),
             ("--status", "show the version and the state of every script"),
@@ -2560,70 +2418,62 @@ def _parser() -> argparse.ArgumentParser:
             ("--rehearse", "run what is pending on a copy; show what it changes"),
             ("--enroll", "put an existing database under management"),
             ("--accept", "record the applied scripts as they stand now")):
-        actions.add_argument(flag, dest="action", action="store_const", const=flag[2:], help=text)
-    actions.add_argument("--new", metavar="WORDS", help="create the next script; print its path")
-    actions.add_argument("--set-version", metavar="N", type=version,
-                         help="set the version by hand; run nothing")
-    actions.add_argument("--restore", metavar="FILE", help="make the database what a backup is")
-    other = parser.add_argument_group("output")
-    other.add_argument("--json", action="store_true", help="with --status")
-    other.add_argument("-v", "--verbose", action="store_true", help="show the output of scripts")
-    other.add_argument("-q", "--quiet", action="store_true", help="show warnings and errors only")
-    other.add_argument("--version", action="version", version=f"fastmigrate {__version__}",
-                       help="show the version of this program")
-    other.add_argument("-h", "--help", action="help", help="show this")
+        add(flag, dest="action", action="store_const", const=flag[2:], help=text)
+    add("--new", metavar="WORDS", help="create the next script; print its path")
+    add("--set-version", metavar="N", type=version, help="set the version by hand; run nothing")
+    add("--restore", metavar="FILE", help="make the database what a backup is")
+    add = parser.add_argument_group("output").add_argument
+    add("--json", action="store_true", help="with --status")
+    add("-v", "--verbose", action="store_true", help="show the output of scripts")
+    add("-q", "--quiet", action="store_true", help="show warnings and errors only")
+    add("--version", action="version", version=f"fastmigrate {__version__}",
+        help="show the version of fastmigrate")
+    add("-h", "--help", action="help", help="show this")
     return parser
 
 
 def _configure(arguments: argparse.Namespace) -> None:
     """Fill in what the command line does not say: from the config, else the defaults."""
     path = arguments.config or ".fastmigrate"
-    paths: dict[str, str] = {}
+    paths = {"db": os.path.join("data", "database.db"), "migrations": "migrations"}
     if arguments.config or os.path.exists(path):
         import configparser
         parser = configparser.ConfigParser(interpolation=None)
         try:
             with open(path, encoding="utf-8-sig") as file:
                 parser.read_file(file)
-        except OSError as error:
-            raise MigrationError(f"the config {path} cannot be read: {error.strerror}") from error
-        except (configparser.Error, UnicodeDecodeError) as error:
-            raise MigrationError(f"the config {path} is broken: "
-                                 f"{' '.join(str(error).split())}") from error
+        except (OSError, UnicodeDecodeError, configparser.Error) as error:
+            what = "cannot be read" if isinstance(error, OSError) else "is broken"
+            raise MigrationError(f"the config {path} {what}: {' '.join(str(error).split())}"
+                                 ) from error
         for section in parser.sections():
             for key, value in parser[section].items():
-                if section == "paths" and key in ("db", "migrations") and value:
+                if section != "paths" or key not in paths:
+                    _say(f"warning: {path}: unknown key {key} in [{section}]. There are db "
+                         "and migrations in [paths].")
+                elif value:
                     paths[key] = os.path.join(os.path.dirname(path), value)
-                else:
-                    _complain(f"warning: {path}: unknown key {key} in [{section}]. There are db "
-                              "and migrations in [paths].")
-    default = paths.get("db") or os.path.join("data", "database.db")
-    arguments.db = _databases(arguments.db or [default])
-    arguments.migrations = arguments.migrations or paths.get("migrations") or "migrations"
+    arguments.db = _databases(arguments.db or [paths["db"]])
+    arguments.migrations = arguments.migrations or paths["migrations"]
 
 
 def _databases(patterns: list[str]) -> list[str]:
     """Return the databases that paths and patterns name."""
     found: list[str] = []
     for pattern in patterns:
-        if not os.path.lexists(pattern) and any(c in pattern for c in "*?["):
+        matches = [pattern]
+        if not os.path.lexists(pattern):
             import glob
             matches = sorted(path for path in glob.glob(pattern) if not path.endswith((
                 ".backup", "-journal", "-wal", "-shm", "-snapshot", "-snapshot-lock")))
-            found += matches or [pattern]
-        else:
-            found.append(pattern)
+        found += matches or [pattern]
     return list(dict.fromkeys(found))
 
 
 def _command(arguments: argparse.Namespace, path: str) -> int:
     """Do what the command line asks for with one database; return the exit code."""
-    report = _Report(results=not arguments.quiet, output=arguments.verbose, logged=False,
-                     terminal=not arguments.quiet and sys.stderr.isatty())
+    report = _Report(not arguments.quiet, arguments.verbose, logged=False)
     folder, action = arguments.migrations, arguments.action
-    if arguments.new is not None:
-        print(new_migration(folder, arguments.new))
-        return 0
     database = _Database(path, arguments.timeout, arguments.connect, report)
     run = _Run(database, folder, arguments.to, arguments.backup, not arguments.no_snapshot)
     if action == "createdb":
@@ -2639,7 +2489,9 @@ def _command(arguments: argparse.Namespace, path: str) -> int:
         report.result(diff or f"the schema of {path} is that of the scripts")
         return int(bool(diff))
     elif action == "rehearse":
-        _show_rehearsal(database, _rehearse(database, folder, arguments.to), report)
+        _show_rehearsal(_rehearse(database, folder, arguments.to), report)
+        report.result(f"\nThis was a rehearsal: {path} is untouched. What .py and .sh scripts do "
+                      "elsewhere than in the database, they did.")
     elif action == "enroll":
         report.result(f"{path} is under management now, at version {_enroll(database, folder)}")
     elif action == "accept":
@@ -2661,33 +2513,29 @@ def _show_status(status: dict[str, Any], as_json: bool) -> None:
         import json
         print(json.dumps(status, indent=1))
         return
-    colours = {"applied": "32", "pending": "33", "edited": "31", "late": "31", "missing": "31"}
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     print(f"{status['db']} is at version {status['version']}; the scripts end at "
           f"{status['latest']}")
-    width = min(47, max((len(m["name"]) for m in status["migrations"]), default=0))
-    for migration in status["migrations"]:
-        name, state = migration["name"], migration["state"]
-        name = name if len(name) <= width else name[:width - 3] + "..."
-        shown = f"\x1b[{colours[state]}m{state}\x1b[0m" if coloured else state
-        when = (migration["applied_at"] or "").replace("T", " ")
-        print(f"  {name:{width}}  {shown}{' ' * (9 - len(state))}{when}".rstrip(), flush=True)
+    width = max((len(script["name"]) for script in status["migrations"]), default=0)
+    for script in status["migrations"]:
+        when = (script["applied_at"] or "").replace("T", " ")
+        print(f"  {script['name']:{width}}  {script['state']:9}{when}".rstrip(), flush=True)
     for problem in status["problems"]:
-        _complain("warning: " + problem)
+        _say(f"warning: {problem}")
 
 
 def _show_check(status: dict[str, Any], report: _Report) -> int:
+    problems = status["problems"]
     pending = [m["name"] for m in status["migrations"] if m["state"] == "pending"]
     if pending:
-        status["problems"].append(f"pending: {', '.join(pending)}. Run fastmigrate.")
-    for problem in status["problems"]:
-        _complain("error: " + problem)
-    if not status["problems"]:
+        problems.append(f"pending: {', '.join(pending)}. Run fastmigrate.")
+    for problem in problems:
+        _say(f"error: {problem}")
+    if not problems:
         report.result(f"{status['db']} is at version {status['version']}, as the scripts say")
-    return int(bool(status["problems"]))
+    return int(bool(problems))
 
 
-def _show_rehearsal(database: _Database, found: dict[str, Any], report: _Report) -> None:
+def _show_rehearsal(found: dict[str, Any], report: _Report) -> None:
     if found["diff"]:
         report.result("\n" + found["diff"])
     if found["rows"]:
@@ -2695,8 +2543,6 @@ def _show_rehearsal(database: _Database, found: dict[str, Any], report: _Report)
         width = max(map(len, found["rows"]))
         for table, (before, after) in found["rows"].items():
             report.result(f"  {table:{width}}  {before} -> {after}")
-    report.result(f"\nThis was a rehearsal: {database.shown} is untouched. What .py and .sh "
-                  "scripts do elsewhere than in the database, they did.")
 
 
 def _guarded(arguments: argparse.Namespace, path: str) -> int:
@@ -2704,29 +2550,29 @@ def _guarded(arguments: argparse.Namespace, path: str) -> int:
     try:
         return _command(arguments, path)
     except (sqlite3.Error, OSError, ValueError) as error:
-        _complain(f"error: {error}")
+        _say(f"error: {error}")
         return 1
 
 
 def _several(arguments: argparse.Namespace) -> int:
     """Do with each of several databases what the command line asks for, and sum up."""
+    import collections
+    import functools
+    act = functools.partial(_guarded, arguments)
     if arguments.jobs == 1:
-        codes = [_guarded(arguments, path) for path in arguments.db]
+        codes = list(map(act, arguments.db))
     else:
         import concurrent.futures
         with concurrent.futures.ProcessPoolExecutor(arguments.jobs) as pool:
-            codes = list(pool.map(_guarded, [arguments] * len(arguments.db), arguments.db,
-                                  chunksize=8))
-    versions: dict[str, int] = {}
-    for path, code in zip(arguments.db, codes):
-        at = "failed" if code else (
-            f"at version {get_db_version(path, connect=arguments.connect)}")
-        versions[at] = versions.get(at, 0) + 1
-    if not arguments.quiet and not arguments.json:
-        print(", ".join(f"{_plural(count, 'database')} {at}" for at, count in versions.items()))
+            codes = list(pool.map(act, arguments.db))
     failed = [path for path, code in zip(arguments.db, codes) if code]
+    if not arguments.quiet and not arguments.json:
+        states = collections.Counter(
+            "failed" if code else f"at version {get_db_version(path, connect=arguments.connect)}"
+            for path, code in zip(arguments.db, codes))
+        print(", ".join(f"{_plural(count, 'database')} {at}" for at, count in states.items()))
     if failed:
-        _complain(f"error: {len(failed)} of {len(codes)} failed: {', '.join(failed)}")
+        _say(f"error: {len(failed)} of {len(codes)} failed: {', '.join(failed)}")
     return int(bool(failed))
 
 
@@ -2736,51 +2582,66 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
 
     Args:
         argv: the arguments, without the program's name; None for those of the process.
-        connect: called as connect(path) for every connection. A program that passes its
-            own is the command line for databases that need an extension or a key.
+        connect: a program that passes its own is the command line for databases that
+            need an extension or a key.
     """
-    with _Signals() as signals:
-        arguments = None
-        try:
-            for stream in (sys.stdout, sys.stderr):
-                if isinstance(stream, io.TextIOWrapper):
-                    stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
-            parser = _parser()
-            arguments = parser.parse_args(argv)
-            arguments.connect = connect
-            if arguments.json and arguments.action != "status":
-                parser.error("--json goes with --status")
-            _configure(arguments)
-            if len(arguments.db) == 1 or arguments.new is not None:
-                return _guarded(arguments, arguments.db[0])
-            return _several(arguments)
-        except SystemExit as error:
-            return int(error.code or 0)
-        except MigrationError as error:
-            _complain(f"error: {error}")
-            return 1
-        except KeyboardInterrupt:
-            _complain(_interruption(arguments.db or [] if arguments else [], connect))
-            return 128 + (signals.number or 2)
+    import signal
+    came: list[int] = []
+    databases: list[str] = []
 
+    def interrupt(number: int, frame: object) -> None:
+        came.append(number)
+        if len(came) == 1:  # further ones do not disturb the putting back that follows
+            raise KeyboardInterrupt
 
-def _interruption(paths: list[str], connect: Connect) -> str:
-    """Return what to say of an interrupt: where the database stands."""
-    if not paths:
-        return "interrupted before anything was done"
-    if len(paths) > 1:
-        return "interrupted: see --status for where each database stands. Run this again to go on."
-    path = paths[0]
-    database = _Database(path, 0.3, connect, _Report(logged=False))
+    before: dict[signal.Signals, Any] = {}
     try:
-        version = database.look()[0]
+        for each in (signal.SIGINT, signal.SIGTERM):
+            before[each] = signal.signal(each, interrupt)
+    except ValueError:
+        pass  # not in the main thread: signals are somebody else's
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
+        parser = _parser()
+        arguments = parser.parse_args(argv)
+        arguments.connect = connect
+        if arguments.json and arguments.action != "status":
+            parser.error("--json goes with --status")
+        _configure(arguments)
+        if arguments.new is not None:
+            print(new_migration(arguments.migrations, arguments.new))
+            return 0
+        databases = arguments.db
+        return _command(arguments, *databases) if len(databases) == 1 else _several(arguments)
+    except SystemExit as error:
+        return int(error.code or 0)
+    except (sqlite3.Error, OSError, ValueError) as error:
+        _say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        _say(f"interrupted: {_standing(databases, connect)} Run this again to go on.")
+        return 128 + (came or [signal.SIGINT])[0]
+    finally:
+        came.append(0)  # too late to interrupt anything
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _standing(databases: list[str], connect: Connect) -> str:
+    """Return what to say after an interrupt of where the databases stand."""
+    if len(databases) != 1:
+        return "--status tells where a database stands."
+    database = _Database(databases[0], 0.3, connect)
+    try:
+        state = f"{database.given} is at version {database.look()[0]}"
     except (sqlite3.Error, OSError) as error:
-        return (f"interrupted: the version of {path} cannot be read now "
-                f"({database.reason(error.__cause__ or error)}). Run this again to go on.")
+        reason = database.reason(error.__cause__ or error)
+        return f"the version of {database.given} cannot be read now ({reason})."
     if database.snapshot.exists():
-        return (f"interrupted: {path} is at version {version}, with a script not settled. Run "
-                f"this again to go on: it first puts that right, from {database.snapshot.path}.")
-    return f"interrupted: {path} is at version {version}. Run this again to go on."
+        state += ", with a script not settled, which the next run puts right before anything else"
+    return f"{state}."
 
 
 def _program() -> int:
