@@ -225,8 +225,8 @@ def ensure_versioned_db(db_path: StrPath, *, connect: Connect = sqlite3.connect)
     byte for byte.
     """
     database = _Database(db_path, connect=connect)
-    if not os.path.exists(database.path):
-        database.create()
+    if not os.path.exists(database.path) and database.create():
+        return 0
     return database.look()[0]
 
 
@@ -2232,6 +2232,7 @@ def _rehearse(database: _Database, migrations_dir: StrPath, to: int | None) -> d
     with _Scratch(database.connect) as copy, database.explained():
         copy.report, copy.timeout = database.report, database.timeout
         copy.shown = f"the copy of {database.shown}"
+        _create_private(copy.path, database.path)
         database.copy(database.path, copy.path, "copy")
         version, (schema, rows) = copy.look(_contents)
         scripts = _Run(copy, migrations_dir, to).run()
@@ -2262,28 +2263,23 @@ def _enroll(database: _Database, folder: str) -> int:
             version = _find_version(database, schema, folder, versions)
             database.set_version(version)
             return version
-        path = _write_initial(database, schema, folder)
+        if not schema:
+            raise MigrationError(f"{database.shown} has nothing in it to enroll. Nothing was "
+                                 "changed. Use --set-version 0 to begin with it at version 0.")
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(folder, "0001-initialize.sql")
         try:
+            with open(path, "x", encoding="utf-8", newline="\n") as file:
+                file.write("-- The schema as it was when this database was put under "
+                           "management.\n")
+                file.writelines(f"{sql};\n" for *_, sql in schema.values())
             _find_version(database, schema, folder, [1])
             database.set_version(1)
         except BaseException:
-            os.unlink(path)
+            _remove(path)
             raise
         database.report.result(f"{path} holds its schema")
         return 1
-
-
-def _write_initial(database: _Database, schema: Schema, folder: str) -> str:
-    """Write the first script from the schema; return its path."""
-    if not schema:
-        raise MigrationError(f"{database.shown} has nothing in it to enroll. Nothing was changed. "
-                             "Use --set-version 0 to begin with it at version 0.")
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, "0001-initialize.sql")
-    with open(path, "x", encoding="utf-8", newline="\n") as file:
-        file.write("-- The schema as it was when this database was put under management.\n")
-        file.writelines(f"{sql};\n" for *_, sql in schema.values())
-    return path
 
 
 def _find_version(database: _Database, schema: Schema, folder: str, versions: list[int]) -> int:
@@ -2515,10 +2511,16 @@ def _show_status(status: dict[str, Any], as_json: bool) -> None:
         return
     print(f"{status['db']} is at version {status['version']}; the scripts end at "
           f"{status['latest']}")
-    width = max((len(script["name"]) for script in status["migrations"]), default=0)
+    colours = {"applied": 32, "pending": 33} if (
+        sys.stdout.isatty() and not os.environ.get("NO_COLOR")) else None
+    width = min(47, max((len(script["name"]) for script in status["migrations"]), default=0))
     for script in status["migrations"]:
+        name, state = script["name"], f"{script['state']:9}"
+        name = name if len(name) <= width else name[:width - 3] + "..."
+        if colours:
+            state = f"\x1b[{colours.get(script['state'], 31)}m{state}\x1b[0m"
         when = (script["applied_at"] or "").replace("T", " ")
-        print(f"  {script['name']:{width}}  {script['state']:9}{when}".rstrip(), flush=True)
+        print(f"  {name:{width}}  {state}{when}".rstrip(), flush=True)
     for problem in status["problems"]:
         _say(f"warning: {problem}")
 
@@ -2545,26 +2547,29 @@ def _show_rehearsal(found: dict[str, Any], report: _Report) -> None:
             report.result(f"  {table:{width}}  {before} -> {after}")
 
 
-def _guarded(arguments: argparse.Namespace, path: str) -> int:
-    """As _command(), with one message for what is refused or fails."""
-    try:
-        return _command(arguments, path)
-    except (sqlite3.Error, OSError, ValueError) as error:
-        _say(f"error: {error}")
-        return 1
-
-
 def _several(arguments: argparse.Namespace) -> int:
     """Do with each of several databases what the command line asks for, and sum up."""
     import collections
     import functools
-    act = functools.partial(_guarded, arguments)
+    act, codes = functools.partial(_one, arguments), []
     if arguments.jobs == 1:
-        codes = list(map(act, arguments.db))
+        for path in arguments.db:
+            codes.append(act(path))
+            if codes[-1] > 2:
+                return codes[-1]  # interrupted
     else:
         import concurrent.futures
-        with concurrent.futures.ProcessPoolExecutor(arguments.jobs) as pool:
-            codes = list(pool.map(act, arguments.db))
+        import multiprocessing
+        stop = multiprocessing.Event()
+        with concurrent.futures.ProcessPoolExecutor(
+                arguments.jobs, initializer=_be_worker, initargs=(stop,)) as pool:
+            try:
+                codes = list(pool.map(act, arguments.db))
+            except KeyboardInterrupt:
+                stop.set()
+                for process in multiprocessing.active_children():
+                    process.terminate()  # ends the script it is at, and puts that back
+                raise
     failed = [path for path, code in zip(arguments.db, codes) if code]
     if not arguments.quiet and not arguments.json:
         states = collections.Counter(
@@ -2576,18 +2581,26 @@ def _several(arguments: argparse.Namespace) -> int:
     return int(bool(failed))
 
 
-def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -> int:
-    """Run the command line; return its exit code: 0 done, 1 refused or failed, 2 usage,
-    130 interrupted, 143 terminated.
+_stop: Any = None  # in a worker: the event that tells it to begin with no further database
 
-    Args:
-        argv: the arguments, without the program's name; None for those of the process.
-        connect: a program that passes its own is the command line for databases that
-            need an extension or a key.
-    """
+
+def _be_worker(stop: Any) -> None:
+    global _stop
+    _stop = stop
+    _ignore_signals()  # between two databases
+
+
+def _one(arguments: argparse.Namespace, path: str) -> int:
+    if _stop and _stop.is_set():
+        return 130
+    return _guarded(lambda: _command(arguments, path), [path], arguments.connect)
+
+
+def _guarded(act: Callable[[], int], databases: list[str], connect: Connect) -> int:
+    """Return the exit code that `act` does, or that of one message for what is refused,
+    fails, or is interrupted by a signal."""
     import signal
     came: list[int] = []
-    databases: list[str] = []
 
     def interrupt(number: int, frame: object) -> None:
         came.append(number)
@@ -2601,20 +2614,7 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
     except ValueError:
         pass  # not in the main thread: signals are somebody else's
     try:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
-        parser = _parser()
-        arguments = parser.parse_args(argv)
-        arguments.connect = connect
-        if arguments.json and arguments.action != "status":
-            parser.error("--json goes with --status")
-        _configure(arguments)
-        if arguments.new is not None:
-            print(new_migration(arguments.migrations, arguments.new))
-            return 0
-        databases = arguments.db
-        return _command(arguments, *databases) if len(databases) == 1 else _several(arguments)
+        return act()
     except SystemExit as error:
         return int(error.code or 0)
     except (sqlite3.Error, OSError, ValueError) as error:
@@ -2627,6 +2627,36 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
         came.append(0)  # too late to interrupt anything
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -> int:
+    """Run the command line; return its exit code: 0 done, 1 refused or failed, 2 usage,
+    130 interrupted, 143 terminated.
+
+    Args:
+        argv: the arguments, without the program's name; None for those of the process.
+        connect: a program that passes its own is the command line for databases that
+            need an extension or a key.
+    """
+    databases: list[str] = []
+
+    def act() -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
+        parser = _parser()
+        arguments = parser.parse_args(argv)
+        arguments.connect = connect
+        if arguments.json and arguments.action != "status":
+            parser.error("--json goes with --status")
+        _configure(arguments)
+        if arguments.new is not None:
+            print(new_migration(arguments.migrations, arguments.new))
+            return 0
+        databases.extend(arguments.db)
+        return _command(arguments, *databases) if len(databases) == 1 else _several(arguments)
+
+    return _guarded(act, databases, connect)
 
 
 def _standing(databases: list[str], connect: Connect) -> str:
@@ -2646,10 +2676,14 @@ def _standing(databases: list[str], connect: Connect) -> str:
 
 def _program() -> int:
     """Be the program of this process: no signal changes its exit code while Python ends."""
+    _ignore_signals()  # after main(), which has handlers of its own
+    return main()
+
+
+def _ignore_signals() -> None:
     import signal
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # after main(), which has handlers of its own
-    return main()
+        signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

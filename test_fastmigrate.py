@@ -1652,6 +1652,32 @@ class Several(Case):
             self.assertIn(os.path.join("tenants", "3.db"), result.err)
         self.assertEqual(self.version("tenants/5.db"), 1)
 
+    @posix_only
+    def test_an_interrupt_ends_all_of_them_and_puts_back_what_they_are_at(self):
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        self.script("0002-b.py", PY_INSERT + "import time\n"
+                    "c.execute('INSERT INTO a VALUES (1)'); c.commit()\n"
+                    "open(sys.argv[1] + '.up', 'w'); time.sleep(100)")
+        for jobs, group in ((1, False), (2, False), (2, True)):
+            paths = [f"{jobs}{group}{n}.db" for n in range(4)]
+            for path in paths:
+                fastmigrate.create_db(path)
+            process = subprocess.Popen(
+                [sys.executable, str(MODULE), "--migrations", "m", "--jobs", str(jobs), "--db",
+                 *paths], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                start_new_session=True)
+            for path in paths[:jobs]:
+                self.wait_for(lambda path=path: os.path.exists(path + ".up"), "the script")
+            (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
+            _, err = process.communicate(timeout=30)
+            self.assertEqual(process.returncode, 130, err)
+            self.assertNotIn("Traceback", err)
+            for path in paths[:jobs]:
+                self.assertIn(f"interrupted: {path} is at version 1.", err)
+                self.assertEqual(self.sql("SELECT count(*) FROM a", path), [(0,)])
+            self.assertEqual(self.version(paths[-1]), 0)
+            self.assertEqual([n for n in os.listdir(".") if "snapshot" in n], [])
+
 
 class Windows(Case):
     """What a POSIX machine can tell of the branches for Windows."""
