@@ -108,10 +108,10 @@ SELECT_RECORDED = "SELECT version FROM _migration_history WHERE version = ?"
 DELETE_HISTORY = "DELETE FROM _migration_history WHERE version BETWEEN ? AND ?"
 SELECT_REFERENCES = (
     'SELECT lower(t.name), lower(f."table") '
-    "FROM sqlite_master AS t, pragma_foreign_key_list(t.name) AS f "
+    "FROM sqlite_master AS t, pragma_foreign_key_list(t.name, 'main') AS f "
     "WHERE t.type = 'table' AND t.sql LIKE '%references%'")
-SELECT_PARENTS = 'SELECT lower("table") FROM pragma_foreign_key_list(?)'
-SELECT_DANGLING = "SELECT parent, rowid FROM pragma_foreign_key_check(?)"
+SELECT_PARENTS = 'SELECT lower("table") FROM pragma_foreign_key_list(?, \'main\')'
+SELECT_DANGLING = "SELECT parent, rowid FROM pragma_foreign_key_check(?, 'main')"
 SELECT_SHADOWS = "SELECT name FROM pragma_table_list WHERE type = 'shadow'"
 SELECT_SCHEMA = (  # in an order in which each object finds those it needs
     "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL "
@@ -1336,8 +1336,8 @@ class _Watch:
         name, other = (first or "").lower(), (second or "").lower()
         if action in (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE):
             allowed = self._change(name, schema)
-            if action == sqlite3.SQLITE_INSERT and allowed == sqlite3.SQLITE_OK and first:
-                self._known.add(first)
+            if first and schema == "main" and allowed == sqlite3.SQLITE_OK:
+                self._known.add(first)  # changed already, if it is an INSERT
             return allowed
         if action == sqlite3.SQLITE_TRANSACTION:
             return self._transaction(name)

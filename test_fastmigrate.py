@@ -1267,7 +1267,9 @@ class ForeignKeys(Case):
         self.assertEqual(self.go().err, said.format("0003-c.sql", "artist_old"))
 
     def test_a_new_violation_is_refused_whatever_caused_it(self):
-        for text in ("DELETE FROM artist WHERE id = 2;", "UPDATE artist SET id = 5 WHERE id = 2;",
+        for text in ("CREATE TEMP TABLE album (x); INSERT INTO album VALUES (1);"
+                     "INSERT INTO main.album VALUES (13, 99);",
+                     "DELETE FROM artist WHERE id = 2;", "UPDATE artist SET id = 5 WHERE id = 2;",
                      "INSERT INTO album VALUES (13, 99);", "UPDATE album SET artist = 99;",
                      "DROP TABLE artist;", "REPLACE INTO artist SELECT 1, 'x'; DELETE FROM artist;",
                      "PRAGMA legacy_alter_table = ON; ALTER TABLE artist RENAME TO a2;",
