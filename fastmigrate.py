@@ -730,7 +730,7 @@ class _Run:
     def _run_blocks(self, connection: sqlite3.Connection, watch: _Watch, script: _Script,
                     text: str, blocks: Iterator[tuple[int, str]]) -> None:
         """Run a script in the open transaction, block by block."""
-        line, made = 1, 0
+        line = 1
         while line:
             careful = line >= script.careful_from
             for number, piece in _statements(text, line) if careful else ((line, text),):
@@ -749,9 +749,9 @@ class _Run:
                 if not connection.in_transaction:
                     script.alone = True
                     raise _Again
-            if len(watch.made) > made:
+            if watch.defined:
                 watch.refers |= "references" in text.lower()
-                made = len(watch.made)
+                watch.defined = False
             self._tick()
             line, text = next(blocks, (0, ""))
 
@@ -1321,6 +1321,7 @@ class _Watch:
         self.denied = ""  # why else one was denied
         self.stateful = False  # it changed the connection
         self.everything = False  # it may have changed any table
+        self.defined = False  # it created or altered a table since this was set back
         self.refers = False  # it may have made a foreign key
         self.made: set[str] = set()  # tables that it created or altered
         self.dropped: set[str] = set()
@@ -1347,11 +1348,13 @@ class _Watch:
             self.stateful = True
         elif action in (sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_VTABLE):
             self.made.add(name)
+            self.defined = True
         elif action in (sqlite3.SQLITE_DROP_TABLE, sqlite3.SQLITE_DROP_VTABLE):
             self.dropped.add(name)
         elif action == sqlite3.SQLITE_ALTER_TABLE:
             self.made.add(other)
             self.changed.add(other)
+            self.defined = True
         elif action == sqlite3.SQLITE_FUNCTION and other == "sqlite_rename_table":
             self.everything = True  # ALTER TABLE calls that, on all that may name the table
         return sqlite3.SQLITE_OK

@@ -1280,6 +1280,12 @@ class ForeignKeys(Case):
             self.refuses(self.go(), "dangling", "no-foreign-key-check", "at version 1")
             self.assertEqual((self.version(), self.albums()), (1, 3), text)
 
+    def test_a_reference_that_a_later_part_of_a_long_script_adds_is_checked(self):
+        self.script("0002-b.sql", "CREATE TABLE c (a); INSERT INTO album VALUES (13, 1);\n"
+                    + "INSERT INTO c VALUES (1);\n" * 20_000
+                    + "ALTER TABLE c ADD COLUMN b REFERENCES artist (id);\nUPDATE c SET b = 9;\n")
+        self.refuses(self.go(), "it leaves 20000 references dangling: c row 1 refers")
+
     def test_the_error_names_table_row_and_parent(self):
         self.script("0002-b.sql", "DELETE FROM artist WHERE id = 2;")
         self.refuses(self.go(), "album row 11 refers to a row of artist")
