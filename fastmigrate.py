@@ -61,8 +61,6 @@ if TYPE_CHECKING:
     StrPath = Union[str, "os.PathLike[str]"]
     Connect = Callable[[str], sqlite3.Connection]
     Reader = Callable[[sqlite3.Connection, int], Any]  # of a database at a version
-    Row = tuple[int, str, str, str]  # of the history
-    State = tuple[int, str, str, "str | None"]  # version, name, state, when applied
     Dangling = dict[tuple[str, str], list[Any]]  # rows by (table, parent)
     Schema = dict[tuple[str, ...], tuple[str, str, str]]  # (type, name, SQL) by meaning
 
@@ -445,13 +443,13 @@ def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
             "AND sql IS NOT NULL", (table_name,))]
         columns = ", ".join(_quoted(row[1]) for row in connection.execute(
             f"PRAGMA table_info({table})"))
-        before = _dangling(connection, _References(connection).tables())
+        before = _dangling(connection)
         for statement in (
                 f"CREATE TABLE {new} (\n{new_column_defs}\n)",
                 f"INSERT INTO {new} ({columns}) SELECT {columns} FROM {table}",
                 f"DROP TABLE {table}", f"ALTER TABLE {new} RENAME TO {table}", *kept):
             connection.execute(statement)
-        after = _dangling(connection, _References(connection).tables())
+        after = _dangling(connection)
         for (child, parent), row, _ in _newly_dangling(before, after, None):
             raise MigrationError(f"{child} row {row} would refer to a row of {parent} that "
                                  "does not exist. Nothing was changed.")
