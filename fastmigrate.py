@@ -356,10 +356,7 @@ def verify(db_path: StrPath, migrations_dir: StrPath, *, connect: Connect = sqli
     """Replay the scripts into a scratch database, up to the version of this one, and
     return how the schema of this one differs, as a unified diff: "" if it does not.
     """
-    database = _Database(db_path, connect=connect)
-    version, schema = database.look(_schema)
-    with _Scratch(connect) as scratch:
-        return scratch.diff(migrations_dir, version, schema, database.shown)
+    return _verify(_Database(db_path, connect=connect), migrations_dir)
 
 
 def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
@@ -436,13 +433,14 @@ def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
     """
     database = _Database(db_path, connect=connect)
     table, new = _quoted(table_name), _quoted(table_name + "_new")
-    database.must_exist()
     with database.explained(), _closing(database.writing()) as connection:
         kept = [sql for sql, in connection.execute(
             "SELECT sql FROM sqlite_master WHERE tbl_name = ? AND type IN ('index', 'trigger') "
             "AND sql IS NOT NULL", (table_name,))]
         columns = ", ".join(_quoted(row[1]) for row in connection.execute(
             f"PRAGMA table_info({table})"))
+        if not columns:
+            raise MigrationError(f"there is no table {table_name}. Nothing was changed.")
         before = _dangling(connection)
         for statement in (
                 f"CREATE TABLE {new} (\n{new_column_defs}\n)",
@@ -525,7 +523,8 @@ class _Run:
                     raise
                 pending = True  # a script that was cut off may have spoilt what is there
             if not pending:
-                self.report.result(f"{database.shown} is up to date at version {self.version}")
+                up_to_date = "up to date " if self.version <= max(names, default=0) else ""
+                self.report.result(f"{database.shown} is {up_to_date}at version {self.version}")
                 return []
             self._apply([_Script(self.folder, version, names[version])
                          for version in sorted(names) if version <= self.to])
@@ -574,7 +573,8 @@ class _Run:
                     self.applied += done
                     self.version = done[-1].version
                     for script in done:
-                        self.report.result(f"Applied {script.name} ({_seconds(script.seconds)})")
+                        self.report.result(f"Applied {script.name}{self.report.to} "
+                                           f"({_seconds(script.seconds)})")
                     if self.version == pending[-1].version:
                         break
                 except _Again:
@@ -864,7 +864,8 @@ class _Run:
                 process = subprocess.Popen(
                     [*command, self.database.given], stdin=subprocess.DEVNULL,
                     stdout=shown, stderr=shown, start_new_session=posix,
-                    env={**os.environ, "FASTMIGRATE_VERSION": str(script.version)},
+                    env={**os.environ, "FASTMIGRATE_VERSION": str(script.version),
+                         "FASTMIGRATE_SNAPSHOT": self.database.snapshot.path},
                     pass_fds=(self.database.snapshot.lock, held) if posix else ())
             except OSError as error:
                 os.close(alive)
@@ -1518,8 +1519,9 @@ class _Database:
                  connect: Connect = sqlite3.connect, report: _Report | None = None) -> None:
         self.given = os.fsdecode(path)  # as scripts get it
         self.shown = self.given  # as messages name it
-        if not self.given or "\0" in self.given:
-            raise MigrationError(f"{self.given!r} is not the path of a database")
+        if not self.given or "\0" in self.given or self.given.startswith("sqlite:/"):
+            raise MigrationError(f"{self.given!r} is not the path of a database. Name its file "
+                                 "with --db.")
         self.path = os.path.abspath(self.given)  # so that SQLite never takes it for a URI
         self.timeout = timeout
         self.connect = connect
@@ -1642,13 +1644,14 @@ class _Database:
     def writing(self) -> sqlite3.Connection:
         """Return a new connection that holds the write lock, after the work of any runner
         that died was put right. Waits for one whose script still runs."""
+        self.must_exist()
         wait, waited_at = _Wait(self), -2
         while True:
             connection = self.open()
             try:
                 _unenforce(connection)
                 self.begin(connection)
-                if not self.snapshot.exists():
+                if not self.snapshot.exists() or self.snapshot.is_of_caller():
                     return connection
                 try:
                     version = _read_version(connection, self.shown)
@@ -1723,7 +1726,16 @@ class _Database:
         source = _Database(backup, self.timeout, self.connect, self.report)
         if not os.path.exists(source.path):
             raise FileNotFoundError(f"there is no backup {backup}. Nothing was changed.")
-        source.look(_prove_sound)
+        if os.path.exists(self.path) and os.path.samefile(source.path, self.path):
+            raise MigrationError(f"{backup} is the database itself. Nothing was changed. Name a "
+                                 "backup of it.")
+        try:
+            source.look(_prove_sound)
+        except MigrationError as error:
+            why = ("it has no version" if isinstance(error, UnversionedError)
+                   else source.reason(error.__cause__ or error))
+            raise MigrationError(f"{backup} is no backup to restore: {why}. Nothing was changed. "
+                                 "Name another one.") from error
         with self.explained():
             try:
                 if not os.path.exists(self.path):
@@ -1856,6 +1868,10 @@ class _Snapshot:
     def exists(self) -> bool:
         """Return whether a runner is, or died, in the middle of a script on its own."""
         return os.path.exists(self._lock_path) or os.path.exists(self.path)
+
+    def is_of_caller(self) -> bool:
+        """Return whether it is a script that calls us, and for that script that it was made."""
+        return os.environ.get("FASTMIGRATE_SNAPSHOT") == self.path
 
     def take(self, name: str, copied: bool) -> None:
         """Take the lock for a script and, unless there is to be no copy, make that."""
@@ -2130,10 +2146,11 @@ def _remove(*paths: str) -> None:
 class _Scratch(_Database):
     """A database in a temporary directory that goes away in every case."""
 
-    def __init__(self, connect: Connect) -> None:
+    def __init__(self, connect: Connect, logged: bool = True) -> None:
         import tempfile
         self._folder = tempfile.TemporaryDirectory(prefix="fastmigrate-")
-        super().__init__(os.path.join(self._folder.name, "scratch.db"), connect=connect)
+        super().__init__(os.path.join(self._folder.name, "scratch.db"), connect=connect,
+                         report=_Report(logged=logged))
         self.shown = "the scratch database"
         self.lasting = False
 
@@ -2228,6 +2245,12 @@ def _contents(connection: sqlite3.Connection, version: int) -> tuple[Schema, dic
         for kind, name, _ in schema.values() if kind == "table"}
 
 
+def _verify(database: _Database, migrations_dir: StrPath) -> str:
+    version, schema = database.look(_schema)
+    with _Scratch(database.connect, database.report.logged) as scratch:
+        return scratch.diff(migrations_dir, version, schema, database.shown)
+
+
 def _rehearse(database: _Database, migrations_dir: StrPath, to: int | None) -> dict[str, Any]:
     database.look()  # says what is in the way in the name of the database itself
     with _Scratch(database.connect) as copy, database.explained():
@@ -2285,7 +2308,7 @@ def _enroll(database: _Database, folder: str) -> int:
 
 def _find_version(database: _Database, schema: Schema, folder: str, versions: list[int]) -> int:
     """Return the highest version whose schema, replayed, is this one."""
-    with _Scratch(database.connect) as scratch:
+    with _Scratch(database.connect, database.report.logged) as scratch:
         diffs = {version: scratch.diff(folder, version, schema, database.shown)
                  for version in versions}
     fitting = [version for version in versions if not diffs[version]]
@@ -2323,6 +2346,7 @@ class _Report:
         self.results = results  # say on stdout what was done
         self.output = output  # show the output of scripts as it comes
         self.logged = logged  # warnings are logged, else they go to stderr
+        self.to = ""  # " to NAME" where several databases are migrated
         self.terminal = results and not logged and sys.stderr.isatty()  # show progress there
         self._said: set[str] = set()
         self._shown = self._started = 0.0
@@ -2463,6 +2487,8 @@ def _databases(patterns: list[str]) -> list[str]:
             import glob
             matches = sorted(path for path in glob.glob(pattern) if not path.endswith((
                 ".backup", "-journal", "-wal", "-shm", "-snapshot", "-snapshot-lock")))
+            if "*" in pattern and not matches:
+                raise MigrationError(f"there is no database {pattern}. Name others with --db.")
         found += matches or [pattern]
     return list(dict.fromkeys(found))
 
@@ -2470,6 +2496,7 @@ def _databases(patterns: list[str]) -> list[str]:
 def _command(arguments: argparse.Namespace, path: str) -> int:
     """Do what the command line asks for with one database; return the exit code."""
     report = _Report(not arguments.quiet, arguments.verbose, logged=False)
+    report.to = f" to {path}" if len(arguments.db) > 1 else ""
     folder, action = arguments.migrations, arguments.action
     database = _Database(path, arguments.timeout, arguments.connect, report)
     run = _Run(database, folder, arguments.to, arguments.backup, not arguments.no_snapshot)
@@ -2478,17 +2505,23 @@ def _command(arguments: argparse.Namespace, path: str) -> int:
         report.result(f"{path} {'created' if created else 'is there already'}, at version "
                       f"{database.look()[0]}")
     elif action == "status":
-        _show_status(run.status(), arguments.json)
+        if arguments.json:
+            import json
+            _say(json.dumps(run.status(), indent=1 if len(arguments.db) == 1 else None),
+                 file=sys.stdout)
+        else:
+            _show_status(run.status())
     elif action == "check":
         return _show_check(run.status(), report)
     elif action == "verify":
-        diff = verify(path, folder, connect=arguments.connect)
+        diff = _verify(database, folder)
         report.result(diff or f"the schema of {path} is that of the scripts")
+        if diff:
+            _say(f"error: {path} was changed by other means than its scripts. To keep that, "
+                 "write a script that does it, and give its number to --set-version.")
         return int(bool(diff))
     elif action == "rehearse":
-        _show_rehearsal(_rehearse(database, folder, arguments.to), report)
-        report.result(f"\nThis was a rehearsal: {path} is untouched. What .py and .sh scripts do "
-                      "elsewhere than in the database, they did.")
+        _show_rehearsal(_rehearse(database, folder, arguments.to), path, report)
     elif action == "enroll":
         report.result(f"{path} is under management now, at version {_enroll(database, folder)}")
     elif action == "accept":
@@ -2499,19 +2532,16 @@ def _command(arguments: argparse.Namespace, path: str) -> int:
         report.result(f"{path} is at version {arguments.set_version} now; no script was run")
     elif arguments.restore is not None:
         database.restore(arguments.restore)
-        report.result(f"{path} is what {arguments.restore} is, at version {database.look()[0]}")
+        report.result(f"{path} is what {arguments.restore} is, at version {database.look()[0]}: "
+                      "the next run goes on from there")
     else:
         run.run()
     return 0
 
 
-def _show_status(status: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        import json
-        print(json.dumps(status, indent=1))
-        return
-    print(f"{status['db']} is at version {status['version']}; the scripts end at "
-          f"{status['latest']}")
+def _show_status(status: dict[str, Any]) -> None:
+    _say(f"{status['db']} is at version {status['version']}; the scripts end at "
+         f"{status['latest']}", file=sys.stdout)
     colours = {"applied": 32, "pending": 33} if (
         sys.stdout.isatty() and not os.environ.get("NO_COLOR")) else None
     width = min(47, max((len(script["name"]) for script in status["migrations"]), default=0))
@@ -2521,7 +2551,7 @@ def _show_status(status: dict[str, Any], as_json: bool) -> None:
         if colours:
             state = f"\x1b[{colours.get(script['state'], 31)}m{state}\x1b[0m"
         when = (script["applied_at"] or "").replace("T", " ")
-        print(f"  {name:{width}}  {state}{when}".rstrip(), flush=True)
+        _say(f"  {name:{width}}  {state}{when}".rstrip(), file=sys.stdout)
     for problem in status["problems"]:
         _say(f"warning: {problem}")
 
@@ -2538,7 +2568,7 @@ def _show_check(status: dict[str, Any], report: _Report) -> int:
     return int(bool(problems))
 
 
-def _show_rehearsal(found: dict[str, Any], report: _Report) -> None:
+def _show_rehearsal(found: dict[str, Any], path: str, report: _Report) -> None:
     if found["diff"]:
         report.result("\n" + found["diff"])
     if found["rows"]:
@@ -2546,6 +2576,9 @@ def _show_rehearsal(found: dict[str, Any], report: _Report) -> None:
         width = max(map(len, found["rows"]))
         for table, (before, after) in found["rows"].items():
             report.result(f"  {table:{width}}  {before} -> {after}")
+    elsewhere = "" if all(m["name"].endswith(".sql") for m in found["migrations"]) else (
+        " What .py and .sh scripts do elsewhere than in the database, they did.")
+    report.result(f"\nThis was a rehearsal: {path} is untouched.{elsewhere}")
 
 
 def _several(arguments: argparse.Namespace) -> int:
@@ -2655,6 +2688,8 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
             print(new_migration(arguments.migrations, arguments.new))
             return 0
         databases.extend(arguments.db)
+        if arguments.restore is not None and len(databases) > 1:
+            parser.error("--restore goes with one database")
         return _command(arguments, *databases) if len(databases) == 1 else _several(arguments)
 
     return _guarded(act, databases, connect)

@@ -1635,6 +1635,14 @@ class Restoring(Case):
         fastmigrate.restore_db("x.db", self.backup)
         self.assertEqual(self.sql("SELECT * FROM a"), [(1,)])
 
+    def test_a_database_is_not_restored_from_itself_nor_several_from_one(self):
+        shutil.copy("x.db", "y.db")
+        self.refuses(self.go("--restore", "x.db"), "x.db is the database itself")
+        result = self.run_main("--db", "x.db", "y.db", "--restore", self.backup)
+        self.assertEqual((result.code, result.out), (2, ""))
+        self.assertEqual(self.beside() - {self.backup}, set())
+        self.assertEqual(self.sql("SELECT * FROM a", "y.db"), [(1,), (2,)])
+
     def test_what_is_no_sound_versioned_database_is_not_restored(self):
         before = Path("x.db").read_bytes()
         Path("text").write_text("not a database at all, but a text" * 99)
@@ -1775,6 +1783,17 @@ class Connecting(Case):
 class DropIn(Case):
     """What applications of the fastmigrate package call."""
 
+    def test_recreate_table_and_set_db_version_work_in_a_script(self):
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x); INSERT INTO a VALUES (1);")
+        self.script("0002-b.py", f"import sys; sys.path.insert(0, {str(MODULE.parent)!r})\n"
+                    "import fastmigrate as f\n"
+                    "f.recreate_table(sys.argv[1], 'a', 'x INTEGER NOT NULL, y')\n"
+                    "f.set_db_version(sys.argv[1], 2)\n")
+        self.works(self.go("--timeout", "2"))
+        self.assertEqual(self.sql("SELECT * FROM a"), [(1, None)])
+        self.assertEqual(self.beside(), set())
+
     def test_recreate_table_keeps_rows_indexes_and_children(self):
         self.create()
         self.script("0001-a.sql", PARENTS + "CREATE INDEX i ON artist (name);")
@@ -1860,6 +1879,13 @@ class Refusals(Case):
         self.refuses(self.run_main("--db", "x.db", "--migrations", "x.db"), "not a migrations dir")
         with self.assertRaises(FileNotFoundError):
             fastmigrate.get_migration_scripts("none")
+
+    def test_nothing_is_created_where_there_is_no_database(self):
+        for action in ("--accept", "--set-version=1", "--status", "--check", "--verify",
+                       "--rehearse", "--enroll", "--backup"):
+            self.refuses(self.go(action), "there is no database x.db")
+        self.refuses(self.run_main("--db", "none/*.db", "--createdb"), "no database none/*.db")
+        self.assertEqual(os.listdir("."), ["m"])
 
     def test_odd_paths_are_paths(self):
         names = ["with space.db", "it's.db", 'quo"te.db', "q?mode=ro.db", "ha#sh.db", "per%20.db",
