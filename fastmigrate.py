@@ -402,7 +402,12 @@ def new_migration(migrations_dir: StrPath, description: str) -> Path:
         raise ValueError(f"there is a script {MAX_VERSION} already, the last there can be")
     path = Path(os.fsdecode(migrations_dir), f"{number:04d}-{slug}{extension}")
     with open(path, "x", encoding="utf-8") as file:
-        file.write(TEMPLATES[extension].format(" ".join(words.split())))
+        try:
+            file.write(TEMPLATES[extension].format(" ".join(words.split())))
+            file.flush()
+        except OSError:
+            os.unlink(path)
+            raise
     return path
 
 
@@ -508,6 +513,7 @@ class _Run:
         self.version = 0  # where the database stands
         self.applied: list[_Script] = []
         self._now: _Script | None = None  # the script that is running
+        self._singly = False  # commit after each script
 
     def run(self) -> list[_Script]:
         """Apply what is pending and return it; raise MigrationError."""
@@ -518,7 +524,7 @@ class _Run:
                 self.report.warn(near)
             try:
                 pending = self._look(names)
-            except MigrationError:
+            except (MigrationError, FileNotFoundError):
                 if not database.snapshot.exists():
                     raise
                 pending = True  # a script that was cut off may have spoilt what is there
@@ -597,6 +603,8 @@ class _Run:
             return error
         if not why and _is_interrupt(error, statement):
             return KeyboardInterrupt()
+        if not statement and _is_locked(error):
+            return self.database.explain(error)
         message, remedy = why or str(error), "Mend the script"
         meaning = self.database.meaning(message)
         if statement.startswith("."):
@@ -674,7 +682,8 @@ class _Run:
         mode, began, done = _journal_mode(connection), time.monotonic(), list[_Script]()
         try:
             for script in pending:
-                if done and (script.alone or time.monotonic() - began > BATCH_SECONDS):
+                if done and (script.alone or self._singly
+                             or time.monotonic() - began > BATCH_SECONDS):
                     break
                 self._now, since = script, time.perf_counter()
                 blocks = script.blocks()
@@ -701,7 +710,11 @@ class _Run:
             return done
         except BaseException as error:
             self._undo(connection, mode)
-            raise self._failure(script, error) from None
+            failure = self._failure(script, error)
+            if len(done) > 1 and script is done[-1] and isinstance(failure, _Failed):
+                self._singly = True  # to see which of them it is that cannot be committed
+                raise _Again from None
+            raise failure from None
 
     def _undo(self, connection: sqlite3.Connection, mode: str) -> None:
         """Roll back, also what a PRAGMA before the transaction did to the file."""
@@ -818,8 +831,10 @@ class _Run:
             database.snapshot.release()
             raise MigrationError(
                 f"{str(error) or script.path + ': interrupted'}\n{database.shown} could not be put "
-                f"back: {database.reason(second)}\nIt holds what the script left. The next "
-                f"run puts it back, from {database.snapshot.path}, before anything else.",
+                f"back: {database.reason(second)}\nIt holds what the script left. " + (
+                    f"The next run puts it back, from {database.snapshot.path}, before anything "
+                    "else." if os.path.exists(database.snapshot.path) else
+                    "Restore a backup of it with --restore."),
                 path=script.path, version=self.version) from error
         if kept and isinstance(error, _Failed):
             error.kept, error.remedy = kept, remedy
@@ -1230,7 +1245,7 @@ def _scan(migrations_dir: StrPath) -> tuple[dict[int, str], str]:
                 name = entry.name
                 number = name.partition("-")[0]
                 if (len(number) == 4 and number.isdecimal() and number.isascii()
-                        and name.endswith(EXTENSIONS) and not entry.is_dir()):
+                        and name.endswith(EXTENSIONS) and entry.is_file()):
                     version = int(number)
                     if names.setdefault(version, name) is not name:
                         raise ValueError(
@@ -1273,16 +1288,23 @@ def _statements(text: str, line: int) -> Iterator[tuple[int, str]]:
     """Yield the single statements of an SQL text, each with the number of its first line."""
     import re
     token = re.compile(
-        r"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|--[^\n]*|/\*.*?(?:\*/|\Z)|;""", re.S)
+        r"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|--[^\n]*|/\*.*?(?:\*/|\Z)|;|\bend\b""",
+        re.S | re.I)
     counted, start = 0, _skip(text, 0)
+    trigger, end = False, 0  # the ; of a trigger is one that follows END
     for found in token.finditer(text, start):
+        if found.group().lower() == "end":
+            end = found.end()
         if found.group() != ";" or found.start() < start:
             continue
+        if trigger and _skip(text, end) < found.start():
+            continue
         if not sqlite3.complete_statement(text[start:found.end()]):
-            continue  # the ; is one inside a trigger
+            trigger = True
+            continue
         line, counted = line + text.count("\n", counted, start), start
         yield line, text[start:found.end()]
-        start = _skip(text, found.end())
+        start, trigger = _skip(text, found.end()), False
     if start < len(text):
         yield line + text.count("\n", counted, start), text[start:].rstrip()
 
@@ -1350,6 +1372,8 @@ class _Watch:
             self.defined = True
         elif action in (sqlite3.SQLITE_DROP_TABLE, sqlite3.SQLITE_DROP_VTABLE):
             self.dropped.add(name)
+        elif action == sqlite3.SQLITE_DROP_INDEX:
+            self.changed.add(other)
         elif action == sqlite3.SQLITE_ALTER_TABLE:
             self.made.add(other)
             self.changed.add(other)
@@ -1395,8 +1419,8 @@ class _Watch:
             self.wanted = value in ("on", "yes", "true") or value.isdecimal() and int(value) > 0
         elif name == "writable_schema":
             self.everything = True
-        elif name == "synchronous" and value:
-            return sqlite3.SQLITE_IGNORE  # would fail, and matters to this connection only
+        elif name in ("synchronous", "query_only") and value:
+            return sqlite3.SQLITE_IGNORE  # would fail, or stop us; matters to this connection only
         elif (name == "wal_checkpoint" or name == "journal_mode" and value) and not self.own:
             return self._misfit()
         return sqlite3.SQLITE_OK
@@ -1540,6 +1564,7 @@ class _Database:
             connection.autocommit = -1  # LEGACY_TRANSACTION_CONTROL
         connection.isolation_level = None
         connection.row_factory = None
+        connection.text_factory = str
         connection.execute("PRAGMA busy_timeout = 100")
         if not self.lasting:
             connection.execute("PRAGMA synchronous = OFF")
@@ -1644,32 +1669,37 @@ class _Database:
     def writing(self) -> sqlite3.Connection:
         """Return a new connection that holds the write lock, after the work of any runner
         that died was put right. Waits for one whose script still runs."""
+        snapshot, wait, waited_for = self.snapshot, _Wait(self), ""
+        if os.path.exists(snapshot.path) and not os.path.exists(self.path):
+            _create_private(self.path, snapshot.path)  # a script removed it: to be put back
         self.must_exist()
-        wait, waited_at = _Wait(self), -2
         while True:
-            connection = self.open()
-            try:
-                _unenforce(connection)
-                self.begin(connection)
-                if not self.snapshot.exists() or self.snapshot.is_of_caller():
-                    return connection
+            if not snapshot.is_held():  # else the script is not to meet our locks
+                connection = self.open()
                 try:
-                    version = _read_version(connection, self.shown)
-                except MigrationError:
-                    version = -1  # the script that was cut off may have taken it away
-                if self.snapshot.clear(version):
-                    return connection
-            except BaseException:
-                self.snapshot.release()
+                    _unenforce(connection)
+                    self.begin(connection)
+                    if not snapshot.exists() or snapshot.is_of_caller():
+                        return connection
+                    try:
+                        version = _read_version(connection, self.shown)
+                    except MigrationError:
+                        version = -1  # the script that was cut off may have taken it away
+                    if snapshot.clear(version):
+                        return connection
+                except BaseException as error:
+                    snapshot.release()
+                    connection.close()
+                    if not (_is_damage(error) and isinstance(error, self.errors)
+                            and os.path.exists(snapshot.path) and snapshot.take_lock()):
+                        raise
                 connection.close()
-                raise
-            connection.close()
-            if self.snapshot.lock >= 0:
-                self.snapshot.recover()
-                continue
-            if version != waited_at:
-                wait, waited_at = _Wait(self), version  # it gets on: wait afresh
-            holder = self.snapshot.holder()
+                if snapshot.lock >= 0:
+                    snapshot.recover()
+                    continue
+            holder = snapshot.holder()
+            if holder != waited_for:
+                wait, waited_for = _Wait(self), holder  # it gets on: wait afresh
             if not wait.goes_on(holder):
                 raise MigrationError(
                     f"database is locked: {holder} has held {self.shown} for more than "
@@ -1718,6 +1748,7 @@ class _Database:
             except self.errors as error:
                 raise trouble or error from None
             if connection.execute(HAS_HISTORY).fetchone():
+                connection.execute(SELECT_HISTORY, (version,))  # fails if it is somebody else's
                 connection.execute(DELETE_HISTORY, (version + 1, MAX_VERSION))
             self.commit(connection)
 
@@ -1745,28 +1776,32 @@ class _Database:
                     raise MigrationError(f"{self.snapshot.holder()} holds {self.shown}. Nothing "
                                          "was changed. Run this again when that is done.")
                 if os.path.getsize(self.path):
-                    self._keep()
+                    self.report.result(f"What {self.shown} held is kept in {self.keep()}")
                 self.copy(source.path, self.path, "restore")
                 self.snapshot.remove()  # of a runner that died: it is not to come back
             finally:
                 self.snapshot.release()
 
-    def _keep(self) -> None:
-        """Back up what is about to be overwritten, byte for byte if SQLite cannot read it:
-        it may be damaged, or encrypted with a key that we were not given."""
+    def keep(self) -> str:
+        """Back up what is about to be overwritten, byte for byte if SQLite cannot read it: it
+        may be damaged, or encrypted with a key that we were not given. Return the path."""
         try:
-            self.report.result(f"What {self.shown} held is kept in {self.back_up()}")
+            return self.back_up()
         except MigrationError as error:
-            if not any(sign in str(error.__cause__) for sign in ("not a database", "malformed")):
+            if not _is_damage(error.__cause__):
                 raise
             kept = self.back_up(_copy_bytes)
             if os.path.exists(self.path + "-wal"):
                 log = os.path.abspath(kept) + "-wal"
                 _create_private(log, self.path)
                 _copy_bytes(self.path + "-wal", log)
-            self.report.warn(f"{self.shown} cannot be read: it is kept as it is in {kept}")
-            os.truncate(self.path, 0)  # by name: closing a descriptor would drop locks
-            _remove(self.path + "-journal", self.path + "-wal", self.path + "-shm")
+            self.make_way()
+            return kept
+
+    def make_way(self) -> None:
+        """Empty a database that SQLite cannot read, so that it can be written."""
+        os.truncate(self.path, 0)  # by name: closing a descriptor would drop locks
+        _remove(self.path + "-journal", self.path + "-wal", self.path + "-shm")
 
     # -------------------------------------------------------------- copies
 
@@ -1804,12 +1839,16 @@ class _Database:
             if target != self.path:  # a new file: nothing to roll back to
                 new.execute("PRAGMA journal_mode = OFF")
                 new.execute("PRAGMA synchronous = OFF")  # it is synced when it is complete
-            elif _journal_mode(new) == "wal" != _journal_mode(old):
-                try:
-                    new.execute("PRAGMA journal_mode = DELETE")  # a copy would not change that
-                except self.errors as error:
-                    if not _is_locked(error):
-                        raise
+            elif _journal_mode(new) == "wal":
+                sizes = {c.execute("PRAGMA page_size").fetchone() for c in (old, new)}
+                if len(sizes) > 1:  # which SQLite does not change in this mode
+                    self.patiently(lambda: new.execute("PRAGMA journal_mode = DELETE"))
+                elif _journal_mode(old) != "wal":
+                    try:
+                        new.execute("PRAGMA journal_mode = DELETE")  # a copy would not change it
+                    except self.errors as error:
+                        if not _is_locked(error):
+                            raise
             old.execute("BEGIN")  # one state from here on, whoever writes meanwhile
             self.patiently(lambda: old.execute("SELECT 1 FROM sqlite_master").fetchone())
             old.backup(new, pages=BACKUP_PAGES, progress=step, sleep=POLL_SECONDS)
@@ -1869,6 +1908,18 @@ class _Snapshot:
         """Return whether a runner is, or died, in the middle of a script on its own."""
         return os.path.exists(self._lock_path) or os.path.exists(self.path)
 
+    def is_held(self) -> bool:
+        """Return whether a runner, or its script, seems to be at work: for waiting only."""
+        if self.is_of_caller():
+            return False
+        try:
+            descriptor = _try_lock(self._lock_path)
+        except OSError:
+            return False  # there is none
+        if descriptor >= 0:
+            os.close(descriptor)
+        return descriptor < 0
+
     def is_of_caller(self) -> bool:
         """Return whether it is a script that calls us, and for that script that it was made."""
         return os.environ.get("FASTMIGRATE_SNAPSHOT") == self.path
@@ -1877,7 +1928,11 @@ class _Snapshot:
         """Take the lock for a script and, unless there is to be no copy, make that."""
         new = self.path + "-new"
         try:
-            if not self.take_lock():
+            for _ in range(100):
+                if self.take_lock():
+                    break
+                time.sleep(0.01)  # somebody has a look, as is_held() does
+            else:
                 raise OSError(11, "somebody holds the lock", self._lock_path)
             os.write(self.lock, f"{os.getpid()}\n{name}\n{'copied' if copied else ''}\n"
                      .encode(errors="replace"))
@@ -1916,8 +1971,16 @@ class _Snapshot:
 
     def put_back(self) -> None:
         """Make the database what it was when the copy was made; remove that."""
+        database = self._database
         with _Undisturbed():
-            self._database.copy(self.path, self._database.path, "putting back")
+            self._must_exist()
+            try:
+                database.copy(self.path, database.path, "putting back")
+            except database.errors as error:
+                if not _is_damage(error):
+                    raise
+                database.make_way()
+                database.copy(self.path, database.path, "putting back")
             self.drop()
 
     def clear(self, version: int) -> bool:
@@ -1926,7 +1989,8 @@ class _Snapshot:
         if not self.take_lock():
             return False
         if os.path.exists(self.path):
-            if self._version() >= version:
+            leads_to = extract_version_from_filename(self._note()[1]) or version
+            if self._version() >= version or version != leads_to:
                 return False
             # else the script had finished, and only the removal was missing
         else:
@@ -1942,7 +2006,8 @@ class _Snapshot:
         """Put back the copy of a runner that died; keep what it left as a backup."""
         database, kept = self._database, ""
         try:
-            kept = database.back_up()
+            self._must_exist()
+            kept = database.keep()
             self.put_back()
         except database.errors + (OSError,) as error:
             if kept:
@@ -1959,7 +2024,12 @@ class _Snapshot:
             f"where it stood before that script. What was there, with a part of that script's "
             f"work, is kept in {kept}, which you may delete.")
 
+    def _must_exist(self) -> None:
+        if not os.path.exists(self.path):  # SQLite would create an empty one
+            raise FileNotFoundError(2, "the snapshot is gone", self.path)
+
     def read(self, what: Callable[[sqlite3.Connection], Any]) -> Any:
+        self._must_exist()
         with _closing(self._database.open(self.path)) as copy:
             return what(copy)
 
@@ -1993,7 +2063,11 @@ def _uri(path: PurePath) -> str:
     return "file://" + "/" * (text[:1] != "/") + quote(os.fsencode(text), safe="/:")
 
 
-def _is_locked(error: Exception) -> bool:
+def _is_damage(error: BaseException | None) -> bool:
+    return any(sign in str(error) for sign in ("not a database", "malformed"))
+
+
+def _is_locked(error: BaseException) -> bool:
     return str(error).startswith(("database is locked", "database table is locked",
                                   "database schema is locked", "locking protocol"))
 
@@ -2226,7 +2300,7 @@ def _diff(before: Schema, after: Schema, name_before: str, name_after: str) -> s
 
     def lines(meanings: set[tuple[str, ...]], schema: Schema) -> list[str]:
         return [line for meaning in sorted(meanings)
-                for line in f"{schema[meaning][2]};".splitlines()]
+                for line in f"{schema[meaning][2]};".split("\n")]
 
     return "\n".join(difflib.unified_diff(
         lines(before.keys() - after, before), lines(after.keys() - before, after),
@@ -2347,7 +2421,8 @@ class _Report:
         self.output = output  # show the output of scripts as it comes
         self.logged = logged  # warnings are logged, else they go to stderr
         self.to = ""  # " to NAME" where several databases are migrated
-        self.terminal = results and not logged and sys.stderr.isatty()  # show progress there
+        self.terminal = results and not logged and bool(
+            sys.stderr and sys.stderr.isatty())  # show progress there
         self._said: set[str] = set()
         self._shown = self._started = 0.0
 
@@ -2455,9 +2530,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _configure(arguments: argparse.Namespace) -> None:
     """Fill in what the command line does not say: from the config, else the defaults."""
-    path = arguments.config or ".fastmigrate"
+    path = ".fastmigrate" if arguments.config is None else arguments.config
     paths = {"db": os.path.join("data", "database.db"), "migrations": "migrations"}
-    if arguments.config or os.path.exists(path):
+    if arguments.config is not None or os.path.exists(path):
         import configparser
         parser = configparser.ConfigParser(interpolation=None)
         try:
@@ -2475,7 +2550,8 @@ def _configure(arguments: argparse.Namespace) -> None:
                 elif value:
                     paths[key] = os.path.join(os.path.dirname(path), value)
     arguments.db = _databases(arguments.db or [paths["db"]])
-    arguments.migrations = arguments.migrations or paths["migrations"]
+    if arguments.migrations is None:
+        arguments.migrations = paths["migrations"]
 
 
 def _databases(patterns: list[str]) -> list[str]:
@@ -2543,7 +2619,7 @@ def _show_status(status: dict[str, Any]) -> None:
     _say(f"{status['db']} is at version {status['version']}; the scripts end at "
          f"{status['latest']}", file=sys.stdout)
     colours = {"applied": 32, "pending": 33} if (
-        sys.stdout.isatty() and not os.environ.get("NO_COLOR")) else None
+        sys.stdout and sys.stdout.isatty() and not os.environ.get("NO_COLOR")) else None
     width = min(47, max((len(script["name"]) for script in status["migrations"]), default=0))
     for script in status["migrations"]:
         name, state = script["name"], f"{script['state']:9}"
@@ -2598,7 +2674,13 @@ def _several(arguments: argparse.Namespace) -> int:
         with concurrent.futures.ProcessPoolExecutor(
                 arguments.jobs, initializer=_be_worker, initargs=(stop,)) as pool:
             try:
-                codes = list(pool.map(act, arguments.db))
+                futures = [pool.submit(act, path) for path in arguments.db]
+                for path, future in zip(arguments.db, futures):
+                    try:
+                        codes.append(future.result())
+                    except Exception as error:  # a worker was killed, or cannot get `connect`
+                        _say(f"error: {path}: its process failed: {error}")
+                        codes.append(1)
             except KeyboardInterrupt:
                 stop.set()
                 for process in multiprocessing.active_children():
@@ -2713,6 +2795,8 @@ def _standing(databases: list[str], connect: Connect) -> str:
 def _program() -> int:
     """Be the program of this process: no signal changes its exit code while Python ends."""
     _ignore_signals()  # after main(), which has handlers of its own
+    while os.open(os.devnull, os.O_RDWR) < 2:
+        pass  # a stream is closed: no file of ours is to be taken for it
     return main()
 
 
