@@ -1748,7 +1748,12 @@ class _Database:
             except self.errors as error:
                 raise trouble or error from None
             if connection.execute(HAS_HISTORY).fetchone():
-                connection.execute(SELECT_HISTORY, (version,))  # fails if it is somebody else's
+                try:
+                    connection.execute(SELECT_HISTORY, (version,))
+                except connection.OperationalError as error:
+                    raise MigrationError(
+                        f"{self.shown} has a table _migration_history that is not fastmigrate's "
+                        f"({error}). Nothing was changed. Rename it.") from None
                 connection.execute(DELETE_HISTORY, (version + 1, MAX_VERSION))
             self.commit(connection)
 
@@ -2406,9 +2411,11 @@ def _log(level: str, text: str) -> None:
     getattr(logging.getLogger("fastmigrate"), level)(text)
 
 
-def _say(text: str, end: str = "\n", *, file: Any = None) -> None:
+def _say(text: str, end: str = "\n", *, result: bool = False) -> None:
+    file = sys.stdout if result else sys.stderr  # None if it was closed
     try:
-        print(text, end=end, file=file or sys.stderr, flush=True)
+        if file:
+            print(text, end=end, file=file, flush=True)
     except (OSError, ValueError):
         pass  # nobody reads it: no reason for a migration to fail
 
@@ -2429,7 +2436,7 @@ class _Report:
     def result(self, text: str) -> None:
         if self.results:
             self.done()
-            _say(text, file=sys.stdout)
+            _say(text, result=True)
 
     def warn(self, text: str) -> None:
         if text in self._said:
@@ -2584,7 +2591,7 @@ def _command(arguments: argparse.Namespace, path: str) -> int:
         if arguments.json:
             import json
             _say(json.dumps(run.status(), indent=1 if len(arguments.db) == 1 else None),
-                 file=sys.stdout)
+                 result=True)
         else:
             _show_status(run.status())
     elif action == "check":
@@ -2617,7 +2624,7 @@ def _command(arguments: argparse.Namespace, path: str) -> int:
 
 def _show_status(status: dict[str, Any]) -> None:
     _say(f"{status['db']} is at version {status['version']}; the scripts end at "
-         f"{status['latest']}", file=sys.stdout)
+         f"{status['latest']}", result=True)
     colours = {"applied": 32, "pending": 33} if (
         sys.stdout and sys.stdout.isatty() and not os.environ.get("NO_COLOR")) else None
     width = min(47, max((len(script["name"]) for script in status["migrations"]), default=0))
@@ -2627,7 +2634,7 @@ def _show_status(status: dict[str, Any]) -> None:
         if colours:
             state = f"\x1b[{colours.get(script['state'], 31)}m{state}\x1b[0m"
         when = (script["applied_at"] or "").replace("T", " ")
-        _say(f"  {name:{width}}  {state}{when}".rstrip(), file=sys.stdout)
+        _say(f"  {name:{width}}  {state}{when}".rstrip(), result=True)
     for problem in status["problems"]:
         _say(f"warning: {problem}")
 

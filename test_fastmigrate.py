@@ -1596,6 +1596,13 @@ class Enrolling(Case):
         self.assertEqual(re.findall(r"TABLE (\w+)", text), ["v", "mine"])
         self.assertEqual(fastmigrate.verify("x.db", "m"), "")
 
+    def test_line_ends_within_a_default_are_a_difference(self):
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE t (a DEFAULT 'x\x0by');")
+        migrate("x.db", "m")
+        self.script("0001-a.sql", "CREATE TABLE t (a DEFAULT 'x\ny');")
+        self.assertNotEqual(fastmigrate.verify("x.db", "m"), "")
+
     def test_without_scripts_the_first_is_written_and_rebuilds_the_schema(self):
         self.works(self.enrolled(OBJECTS))
         self.assertEqual(self.version(), 1)
@@ -1706,6 +1713,17 @@ class Several(Case):
         self.assertEqual(self.version("tenants/5.db"), 1)
 
     @posix_only
+    def test_a_process_that_is_killed_fails_its_database_and_is_said(self):
+        self.script("0001-a.sh", 'case "$1" in *2.db) kill -9 $PPID;; esac\n')
+        for n in range(4):
+            fastmigrate.create_db(f"{n}.db")
+        result = self.run_main("--db", "0.db", "1.db", "2.db", "3.db", "--migrations", "m",
+                               "--jobs", "2")
+        self.assertEqual(result.code, 1)
+        self.assertIn("error: 2.db: its process failed", result.err)
+        self.assertRegex(result.err, "error: [1-4] of 4 failed: .*2.db")
+
+    @posix_only
     def test_an_interrupt_ends_all_of_them_and_puts_back_what_they_are_at(self):
         self.script("0001-a.sql", "CREATE TABLE a (x);")
         self.script("0002-b.py", PY_INSERT + "import time\n"
@@ -1795,6 +1813,7 @@ class Connecting(Case):
         connection = sqlite3.connect(path, **options)
         connection.create_collation("backwards", lambda a, b: (a < b) - (a > b))
         connection.row_factory = sqlite3.Row
+        connection.text_factory = bytes
         return connection
 
     def test_every_call_and_the_command_line_use_it(self):
@@ -1813,7 +1832,7 @@ class Connecting(Case):
         fastmigrate.restore_db("x.db", fastmigrate.create_db_backup("x.db", **options), **options)
         memory = fastmigrate.build_db("m", **options)
         self.assertEqual([tuple(row) for row in memory.execute("SELECT x FROM a ORDER BY x")],
-                         [("3",), ("2",), ("1",)])
+                         [(b"3",), (b"2",), (b"1",)])
         memory.close()
 
 
@@ -1916,6 +1935,46 @@ class Refusals(Case):
         self.refuses(self.run_main("--db", "x.db", "--migrations", "x.db"), "not a migrations dir")
         with self.assertRaises(FileNotFoundError):
             fastmigrate.get_migration_scripts("none")
+
+    def test_a_commit_that_readers_hold_up_waits_once(self):
+        self.create()
+        for number in range(2, 8):
+            self.script(f"000{number}-x.sql", f"CREATE TABLE t{number} (x);")
+        reader = sqlite3.connect("x.db", isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM _meta").fetchall()
+        waits = []
+        real = fastmigrate._Wait.goes_on
+        fastmigrate._Wait.goes_on = lambda wait, whom: waits.append(wait) or real(wait, whom)
+        self.addCleanup(setattr, fastmigrate._Wait, "goes_on", real)
+        result = self.go("--timeout", "1")
+        reader.close()
+        self.refuses(result, "database is locked: another connection holds x.db")
+        self.assertEqual(len(set(waits)), 1)  # and not one for each of the scripts
+        self.assertEqual(self.tables(), set())
+
+    def test_a_history_of_somebody_else_is_left_alone(self):
+        self.sql("CREATE TABLE _migration_history (version INT, note TEXT)")
+        self.sql("INSERT INTO _migration_history VALUES (1, 'a'), (20, 'b')")
+        before = Path("x.db").read_bytes()
+        self.refuses(self.go("--set-version", "1"), "_migration_history", "not fastmigrate's")
+        self.assertEqual(Path("x.db").read_bytes(), before)
+
+    @posix_only
+    def test_closed_streams_are_no_reason_to_fail(self):
+        self.create()
+        self.script("0002-b.py", "print('x' * 100)")
+        command = f'"{sys.executable}" "{MODULE}" --db x.db --migrations m'
+        for closed in (" --status >&-", " <&- >&- 2>&-", " --status >&- 2>&-"):
+            done = subprocess.run(["sh", "-c", command + closed], stderr=subprocess.PIPE)
+            self.assertEqual((done.returncode, done.stderr), (0, b""), closed)
+        self.assertEqual(self.version(), 2)
+
+    def test_a_long_trigger_without_its_end_is_refused_soon(self):
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE b (x);\nCREATE TRIGGER q AFTER INSERT ON b BEGIN\n"
+                    + "INSERT INTO b VALUES ('aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa');\n" * 40_000)
+        self.refuses(self.go(), "0001-a.sql:2", "the file ends within this statement")
 
     def test_nothing_is_created_where_there_is_no_database(self):
         for action in ("--accept", "--set-version=1", "--status", "--check", "--verify",
