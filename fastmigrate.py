@@ -680,6 +680,7 @@ class _Run:
         connection.set_authorizer(watch.authorizer())
         connection.set_progress_handler(self._tick, TICK_INSTRUCTIONS)
         mode, began, done = _journal_mode(connection), time.monotonic(), list[_Script]()
+        script = pending[0]
         try:
             for script in pending:
                 if done and (script.alone or self._singly
@@ -987,11 +988,12 @@ class _Run:
         states: list[tuple[Any, ...]] = []
         passed = version  # from here up no run passed over a script: none is late
         for number in sorted({*names, *recorded}, reverse=True):
-            name, checksum, when = recorded.get(number, ("", "", None))
+            row: tuple[Any, ...] = recorded.get(number, ("", "", None))
+            name, checksum, when = row
             checksum, mark, after = checksum.partition(AFTER)
             if number in recorded:
                 passed = int(after or 0)  # or to the one before it, which comes next
-            script = _Script(self.folder, number, names.get(number, name))
+            script = _Script(self.folder, number, names[number] if number in names else name)
             state = "applied"  # also where the history does not reach
             if number not in names:
                 state = "missing"
@@ -1182,8 +1184,8 @@ class _Script:
 
     def _decode(self, data: bytes, line: int, before: list[str]) -> str:
         """Return the text of what follows after some that begins in a line."""
+        wrong, position, text = "it holds a NUL character", data.find(b"\0"), ""
         try:
-            wrong, position = "it holds a NUL character", data.find(b"\0")
             text = data.decode()
         except UnicodeDecodeError as error:
             wrong, position = "it is not UTF-8", error.start
@@ -1670,11 +1672,10 @@ class _Database:
         """Return a new connection that holds the write lock, after the work of any runner
         that died was put right. Waits for one whose script still runs."""
         snapshot, wait, waited_for = self.snapshot, _Wait(self), ""
-        if os.path.exists(snapshot.path) and not os.path.exists(self.path):
-            _create_private(self.path, snapshot.path)  # a script removed it: to be put back
-        self.must_exist()
         while True:
             if not snapshot.is_held():  # else the script is not to meet our locks
+                snapshot.make_place()
+                self.must_exist()
                 connection = self.open()
                 try:
                     _unenforce(connection)
@@ -1690,8 +1691,9 @@ class _Database:
                 except BaseException as error:
                     snapshot.release()
                     connection.close()
-                    if not (_is_damage(error) and isinstance(error, self.errors)
-                            and os.path.exists(snapshot.path) and snapshot.take_lock()):
+                    if (isinstance(error, MigrationError) or not isinstance(error, self.errors)
+                            or not _is_damage(error) or not os.path.exists(snapshot.path)
+                            or not snapshot.take_lock()):
                         raise
                 connection.close()
                 if snapshot.lock >= 0:
@@ -1802,6 +1804,14 @@ class _Database:
                 _copy_bytes(self.path + "-wal", log)
             self.make_way()
             return kept
+
+    def is_readable(self) -> bool:
+        try:
+            with _closing(self.open()) as connection:
+                connection.execute("SELECT 1 FROM sqlite_master").fetchall()
+        except self.errors as error:
+            return not _is_damage(error)
+        return True
 
     def make_way(self) -> None:
         """Empty a database that SQLite cannot read, so that it can be written."""
@@ -1978,15 +1988,25 @@ class _Snapshot:
         """Make the database what it was when the copy was made; remove that."""
         database = self._database
         with _Undisturbed():
-            self._must_exist()
+            self._version()  # proves that it is there, and a snapshot
+            self.make_place()
             try:
                 database.copy(self.path, database.path, "putting back")
             except database.errors as error:
-                if not _is_damage(error):
+                if not _is_damage(error) or database.is_readable():
                     raise
+                self.read(lambda copy: _prove_sound(copy, 0))
                 database.make_way()
                 database.copy(self.path, database.path, "putting back")
             self.drop()
+
+    def make_place(self) -> None:
+        """Make the database an empty file where a script has removed it."""
+        if os.path.exists(self.path) and not os.path.exists(self._database.path):
+            try:
+                _create_private(self._database.path, self.path)
+            except FileExistsError:
+                pass  # somebody else has done so
 
     def clear(self, version: int) -> bool:
         """Return whether the way is free. Else a runner or its script holds the lock or,
@@ -2011,11 +2031,11 @@ class _Snapshot:
         """Put back the copy of a runner that died; keep what it left as a backup."""
         database, kept = self._database, ""
         try:
-            self._must_exist()
+            self._version()
             kept = database.keep()
             self.put_back()
         except database.errors + (OSError,) as error:
-            if kept:
+            if kept and os.path.getsize(database.path):  # else it is the only copy
                 _remove(os.path.abspath(kept))
             raise MigrationError(
                 f"an earlier run died while a script was running, and {database.shown} cannot "
@@ -2029,12 +2049,9 @@ class _Snapshot:
             f"where it stood before that script. What was there, with a part of that script's "
             f"work, is kept in {kept}, which you may delete.")
 
-    def _must_exist(self) -> None:
+    def read(self, what: Callable[[sqlite3.Connection], Any]) -> Any:
         if not os.path.exists(self.path):  # SQLite would create an empty one
             raise FileNotFoundError(2, "the snapshot is gone", self.path)
-
-    def read(self, what: Callable[[sqlite3.Connection], Any]) -> Any:
-        self._must_exist()
         with _closing(self._database.open(self.path)) as copy:
             return what(copy)
 

@@ -804,6 +804,17 @@ class Snapshots(Case):
                 self.assertEqual(self.sql("SELECT length(x) FROM u"), [(100000,)])
                 self.assertEqual(self.version(), 1)
 
+    def test_nothing_is_put_back_from_what_is_no_snapshot(self):
+        for text in ("no snapshot " * 999, ""):
+            Path("x.db-snapshot").write_text(text)
+            before = self.dump()
+            self.script("0002-b.sql", "CREATE TABLE b (x);")
+            self.refuses(self.go("--timeout", "1"), "is not a snapshot that fastmigrate made")
+            self.assertEqual(self.dump(), before)
+            self.assertTrue(os.path.exists("x.db-snapshot"))
+            for name in self.beside():
+                os.unlink(name)
+
     def test_a_database_that_a_script_removed_is_put_back(self):
         self.script("0002-b.py", "import os, sys, time\nos.unlink(sys.argv[1])\n"
                                  "os.kill(os.getppid(), 9); time.sleep(0.5)")
