@@ -993,7 +993,7 @@ class _Run:
             checksum, mark, after = checksum.partition(AFTER)
             if number in recorded:
                 passed = int(after or 0)  # or to the one before it, which comes next
-            script = _Script(self.folder, number, names.get(number, name))
+            script = _Script(self.folder, number, str(names.get(number, name)))
             state = "applied"  # also where the history does not reach
             if number not in names:
                 state = "missing"
