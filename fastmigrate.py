@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Container, Iterable, Iterator
     from pathlib import Path, PurePath
-    from typing import Any, Union
+    from typing import Any, NoReturn, Union
 
     StrPath = Union[str, "os.PathLike[str]"]
     Connect = Callable[[str], sqlite3.Connection]
@@ -2684,32 +2684,14 @@ def _show_rehearsal(found: dict[str, Any], path: str, report: _Report) -> None:
 def _several(arguments: argparse.Namespace) -> int:
     """Do with each of several databases what the command line asks for, and sum up."""
     import collections
-    import functools
-    act, codes = functools.partial(_one, arguments), []
-    if arguments.jobs == 1:
+    if arguments.jobs > 1:
+        codes = _in_processes(arguments)
+    else:
+        codes = []
         for path in arguments.db:
-            codes.append(act(path))
+            codes.append(_one(arguments, path))
             if codes[-1] > 2:
                 return codes[-1]  # interrupted
-    else:
-        import concurrent.futures
-        import multiprocessing
-        stop = multiprocessing.Event()
-        with concurrent.futures.ProcessPoolExecutor(
-                arguments.jobs, initializer=_be_worker, initargs=(stop,)) as pool:
-            try:
-                futures = [pool.submit(act, path) for path in arguments.db]
-                for path, future in zip(arguments.db, futures):
-                    try:
-                        codes.append(future.result())
-                    except Exception as error:  # a worker was killed, or cannot get `connect`
-                        _say(f"error: {path}: its process failed: {error}")
-                        codes.append(1)
-            except KeyboardInterrupt:
-                stop.set()
-                for process in multiprocessing.active_children():
-                    process.terminate()  # ends the script it is at, and puts that back
-                raise
     failed = [path for path, code in zip(arguments.db, codes) if code]
     if not arguments.quiet and not arguments.json:
         states = collections.Counter(
@@ -2721,19 +2703,52 @@ def _several(arguments: argparse.Namespace) -> int:
     return int(bool(failed))
 
 
-_stop: Any = None  # in a worker: the event that tells it to begin with no further database
-
-
-def _be_worker(stop: Any) -> None:
-    global _stop
-    _stop = stop
-    _ignore_signals()  # between two databases
-
-
 def _one(arguments: argparse.Namespace, path: str) -> int:
-    if _stop and _stop.is_set():
-        return 130
     return _guarded(lambda: _command(arguments, path), [path], arguments.connect)
+
+
+def _in_processes(arguments: argparse.Namespace) -> list[int]:
+    """Work on several databases at a time, each in a process of its own; return their exit
+    codes. (A pool of processes hangs on some Pythons when one of them is killed.)"""
+    import multiprocessing
+    import multiprocessing.connection
+    codes: dict[str, int] = {}
+    running: dict[Any, Any] = {}  # (process, path) by what becomes ready when it ends
+    todo = arguments.db[::-1]
+    try:
+        while todo or running:
+            while todo and len(running) < arguments.jobs:
+                with _Undisturbed():
+                    path = todo.pop()
+                    process = multiprocessing.Process(target=_be_process, args=(arguments, path))
+                    process.start()
+                    running[process.sentinel] = process, path
+            for sentinel in multiprocessing.connection.wait(list(running)):
+                process, path = running.pop(sentinel)
+                process.join()
+                codes[path] = process.exitcode
+                if codes[path] < 0:
+                    _say(f"error: {path}: its process was killed by signal {-codes[path]}")
+    except KeyboardInterrupt:
+        for process, _ in running.values():
+            process.terminate()  # ends the script it is at, and puts that back
+        for process, _ in running.values():
+            process.join()
+        raise
+    return [codes[path] for path in arguments.db]
+
+
+def _be_process(arguments: argparse.Namespace, path: str) -> NoReturn:
+    """Work on one database; from here on signals are this process's own."""
+    import signal
+    _ignore_signals()
+
+    def act() -> int:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+        return _command(arguments, path)
+
+    sys.exit(_guarded(act, [path], arguments.connect))
 
 
 def _guarded(act: Callable[[], int], databases: list[str], connect: Connect) -> int:
