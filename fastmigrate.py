@@ -438,6 +438,7 @@ def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
     """
     database = _Database(db_path, connect=connect)
     table, new = _quoted(table_name), _quoted(table_name + "_new")
+    database.must_exist()
     with database.explained(), _closing(database.writing()) as connection:
         kept = [sql for sql, in connection.execute(
             "SELECT sql FROM sqlite_master WHERE tbl_name = ? AND type IN ('index', 'trigger') "
@@ -881,7 +882,7 @@ class _Run:
                     [*command, self.database.given], stdin=subprocess.DEVNULL,
                     stdout=shown, stderr=shown, start_new_session=posix,
                     env={**os.environ, "FASTMIGRATE_VERSION": str(script.version),
-                         "FASTMIGRATE_SNAPSHOT": self.database.snapshot.path},
+                         "FASTMIGRATE_SNAPSHOT": f"{os.getpid()} {self.database.snapshot.path}"},
                     pass_fds=(self.database.snapshot.lock, held) if posix else ())
             except OSError as error:
                 os.close(alive)
@@ -1937,18 +1938,19 @@ class _Snapshot:
 
     def is_of_caller(self) -> bool:
         """Return whether it is a script that calls us, and for that script that it was made."""
-        return os.environ.get("FASTMIGRATE_SNAPSHOT") == self.path
+        made = os.environ.get("FASTMIGRATE_SNAPSHOT")  # inherited also by what outlives it
+        return made is not None and made == f"{self._note()[0]} {self.path}"
 
     def take(self, name: str, copied: bool) -> None:
         """Take the lock for a script and, unless there is to be no copy, make that."""
         new = self.path + "-new"
+        for _ in range(100):
+            if self.take_lock():
+                break
+            time.sleep(0.01)  # somebody has a look, as is_held() does
+        else:  # it is another's, and so is the copy: a script that migrates its own database
+            raise OSError(11, "somebody holds the lock", self._lock_path)
         try:
-            for _ in range(100):
-                if self.take_lock():
-                    break
-                time.sleep(0.01)  # somebody has a look, as is_held() does
-            else:
-                raise OSError(11, "somebody holds the lock", self._lock_path)
             os.write(self.lock, f"{os.getpid()}\n{name}\n{'copied' if copied else ''}\n"
                      .encode(errors="replace"))
             if copied:
@@ -2697,7 +2699,8 @@ def _several(arguments: argparse.Namespace) -> int:
         states = collections.Counter(
             "failed" if code else f"at version {get_db_version(path, connect=arguments.connect)}"
             for path, code in zip(arguments.db, codes))
-        print(", ".join(f"{_plural(count, 'database')} {at}" for at, count in states.items()))
+        _say(", ".join(f"{_plural(count, 'database')} {at}" for at, count in states.items()),
+             result=True)
     if failed:
         _say(f"error: {len(failed)} of {len(codes)} failed: {', '.join(failed)}")
     return int(bool(failed))

@@ -1850,6 +1850,25 @@ class Connecting(Case):
 class DropIn(Case):
     """What applications of the fastmigrate package call."""
 
+    def test_a_script_that_migrates_its_own_database_fails_and_is_put_back(self):
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        self.script("0002-b.py", f"import sys; sys.path.insert(0, {str(MODULE.parent)!r})\n"
+                    + PY_INSERT + "c.execute('INSERT INTO a VALUES (1)'); c.commit()\n"
+                    "import fastmigrate as f\nf.migrate(sys.argv[1], 'm')\n")
+        self.refuses(self.go("--timeout", "2"), "no snapshot can be made", "at version 1")
+        self.assertEqual((self.sql("SELECT * FROM a"), self.beside()), ([], set()))
+
+    def test_a_process_that_outlives_its_script_is_not_taken_for_a_script_later(self):
+        self.create()
+        snapshot = fastmigrate._Database("x.db").snapshot
+        os.environ["FASTMIGRATE_SNAPSHOT"] = f"1 {snapshot.path}"
+        self.addCleanup(os.environ.pop, "FASTMIGRATE_SNAPSHOT")
+        snapshot.take("0001-a.py", True)
+        self.addCleanup(snapshot.release)
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        self.refuses(self.go("--timeout", "0"), "0001-a.py, which process ", "database is locked")
+
     def test_recreate_table_and_set_db_version_work_in_a_script(self):
         self.create()
         self.script("0001-a.sql", "CREATE TABLE a (x); INSERT INTO a VALUES (1);")
