@@ -1,4 +1,4 @@
-"""Bring a SQLite database to the version that your code expects.
+"""Upgrade a SQLite database to the schema that your code expects.
 
 Number your migration scripts and put them in one directory:
 
@@ -18,32 +18,50 @@ or from a shell:
 
     python -m fastmigrate --db data/app.db --migrations migrations
 
-Every script runs once, in the order of its number. The version of the database is
-kept in the one-row table `_meta`, and changes in one transaction with the script
-that leads to it. Scripts that cannot run inside a transaction (.py, .sh, VACUUM)
-run under a snapshot of the database, which a failure puts back. So the database
-is always at exactly one version, whatever happens.
+Each script runs exactly once, in the order of the numbers. After any
+return, error, kill or power cut, the database is at exactly one version:
+it has all of the scripts up to that number, and nothing of the next.
 
-This file is all there is: copy it into your application, or install it with pip.
-It needs Python 3.9 or newer and its standard library. `python -m fastmigrate --help`
-tells what else it does.
+This file is all there is: copy it into your application, or install it
+with pip. It needs Python 3.9 and SQLite 3.26, or newer, and nothing else.
+`python -m fastmigrate --help` lists what else it does.
 
-The calls have these arguments and exceptions in common, and name what else there is:
+The calls have these arguments and exceptions in common:
 
     db_path         the database file; a path is a string or an os.PathLike
     migrations_dir  the directory that holds the migration scripts
     to              the last version to apply; None for the latest
-    connect         called as connect(path) for every connection, for a database that
-                    needs an extension, a collation or a key
+    connect         called as connect(path) for every connection: for a
+                    database that needs an extension, a collation or a key
 
-    FileNotFoundError  there is no such database; the call does not create it
+    FileNotFoundError  there is no such database or directory
     UnversionedError   the database has no version; a MigrationError
-    MigrationError     all else that is in the way; where no migration ran, nothing was
-                       changed
+    ValueError         two scripts have one number, or a name is not UTF-8
+    MigrationError     anything else that prevents the call. Unless a
+                       migration had already run, nothing was changed.
+
+How it works:
+
+    Batch. The pending SQL scripts run in one transaction, together with
+    the version, which is the one row of the table _meta.
+    Replay. A script that fails, or must run in another way, rolls the batch
+    back. The scripts before it run again without it, and are committed.
+    Working copy. A script that cannot run inside a transaction (.py, .sh,
+    VACUUM) gets a copy of the database, whose write lock is held meanwhile.
+    Swap. SQLite's backup API writes the copy over the database, in one
+    transaction that holds the version too. Until it commits, the database
+    is untouched, so there is nothing to undo.
+    History. The table _migration_history has name and checksum of each
+    applied script. It tells which are edited, late, missing, in conflict.
+
+The code comes in this order: public calls, the run, SQL scripts, working
+copies, processes, references, script files, history, the database file,
+schemas, messages, the command line.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sqlite3
@@ -54,23 +72,30 @@ TYPE_CHECKING = False  # as in typing, which takes long to import
 if TYPE_CHECKING:
     import argparse
     import subprocess
-    from collections.abc import Callable, Container, Iterable, Iterator
+    import tempfile
+    from collections import Counter
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path, PurePath
-    from typing import Any, NoReturn, Union
+    from typing import IO, Any, NoReturn, Union
 
     StrPath = Union[str, "os.PathLike[str]"]
     Connect = Callable[[str], sqlite3.Connection]
+    ForeignKey = tuple[str, str, tuple[str, ...], Union[tuple[str, ...], None]]
+    KeysThatDangle = dict[tuple[str, ...], tuple[ForeignKey, "Counter[Any]"]]
+    Row = tuple[str, str, str]  # of the history: name, checksum, when it was applied
+    State = tuple[int, str, str, Union[str, None], Row]  # see _read_states()
     Reader = Callable[[sqlite3.Connection, int], Any]  # of a database at a version
-    Dangling = dict[tuple[str, str], list[Any]]  # rows by (table, parent)
+    Tokens = list[tuple[str, str, int]]  # (kind, text, start)
     Schema = dict[tuple[str, ...], tuple[str, str, str]]  # (type, name, SQL) by meaning
 
 __version__ = "1.0.0"
 __all__ = [
-    "MigrationError", "UnversionedError", "arun_migrations", "build_db", "create_database_backup",
-    "create_db", "create_db_backup", "enroll_db", "ensure_meta_table", "ensure_versioned_db",
-    "extract_version_from_filename", "get_db_version", "get_migration_scripts", "main", "migrate",
-    "new_migration", "recreate_table", "rehearse", "restore_db", "run_migrations",
-    "set_db_version", "setup_logging", "status", "verify",
+    "MigrationError", "UnversionedError", "arun_migrations", "build_db",
+    "create_database_backup", "create_db", "create_db_backup", "enroll_db", "ensure_meta_table",
+    "ensure_versioned_db", "extract_version_from_filename", "get_db_schema", "get_db_version",
+    "get_migration_scripts", "get_schema", "main", "migrate", "new_migration", "recreate_table",
+    "rehearse", "restore_db", "run_migrations", "set_db_version", "setup_logging", "squash",
+    "status", "verify",
 ]
 
 # Applications written for the fastmigrate package import from its module `core`; this
@@ -79,126 +104,33 @@ core = sys.modules[__name__ + ".core"] = sys.modules[__name__]
 
 MAX_VERSION = 9999
 BLOCK = 256 * 1024  # bytes of a script that are read, and run, at a time
-BATCH_SECONDS = 0.5  # after so long a transaction takes no further script
-POLL_SECONDS = 0.05  # between two looks at a lock that somebody else holds
-KILL_SECONDS = 0.5  # between asking a script to end and ending it
+POLL_SECONDS = 0.05  # between two tries to get a lock that somebody else holds
 BACKUP_PAGES = 8192  # copied between two chances to be interrupted
 TICK_INSTRUCTIONS = 100_000  # of SQLite's machine, between two such chances
-SQLITE_DONE = 101
-MISMATCH = "foreign key mismatch"  # the parent has no such key
+SQLITE_BUSY, SQLITE_LOCKED = 5, 6  # the sqlite3 module names them from 3.11 on
+WEAK_JOURNALS = ("off", "memory")  # with which SQLite cannot undo a transaction after a crash
+# PRAGMAs that change the whole process, the application included.
+PROCESS_PRAGMAS = ("hard_heap_limit", "soft_heap_limit", "temp_store_directory")
+WORKING_COPY = r"-copy-(?:\d{4}|backup|restore)-\d+-[0-9a-f]{6}(?:-journal|-wal|-shm)?"
 
 CREATE_META = (
-    "CREATE TABLE _meta (id INTEGER PRIMARY KEY CHECK (id = 1), "
+    "CREATE TABLE main._meta (id INTEGER PRIMARY KEY CHECK (id = 1), "
     "version INTEGER NOT NULL DEFAULT 0)")
-INSERT_META = "INSERT OR REPLACE INTO _meta (id, version) VALUES (1, ?)"
-SELECT_META = "SELECT id, version FROM _meta LIMIT 2"
-UPDATE_META = "UPDATE _meta SET version = ? WHERE id = 1"
-CREATE_HISTORY = (
-    "CREATE TABLE IF NOT EXISTS _migration_history (version INTEGER PRIMARY KEY, "
-    "name TEXT NOT NULL, checksum TEXT NOT NULL, applied_at TEXT NOT NULL)")
-HAS_HISTORY = "SELECT 1 FROM sqlite_master WHERE name = '_migration_history'"
-SELECT_EXTENT = "SELECT count(*), min(version), max(version) FROM _migration_history"
-INSERT_HISTORY = "INSERT OR REPLACE INTO _migration_history VALUES (?, ?, ?, ?)"
-SELECT_HISTORY = (
-    "SELECT version, name, checksum, applied_at FROM _migration_history "
-    "WHERE version <= ? ORDER BY version")
-SELECT_RECORDED = "SELECT version FROM _migration_history WHERE version = ?"
-DELETE_HISTORY = "DELETE FROM _migration_history WHERE version BETWEEN ? AND ?"
-SELECT_REFERENCES = (
-    'SELECT lower(t.name), lower(f."table") '
-    "FROM sqlite_master AS t, pragma_foreign_key_list(t.name, 'main') AS f "
-    "WHERE t.type = 'table' AND t.sql LIKE '%references%'")
-SELECT_PARENTS = 'SELECT lower("table") FROM pragma_foreign_key_list(?, \'main\')'
-SELECT_DANGLING = "SELECT parent, rowid FROM pragma_foreign_key_check(?, 'main')"
-SELECT_SHADOWS = "SELECT name FROM pragma_table_list WHERE type = 'shadow'"
-SELECT_SCHEMA = (  # in an order in which each object finds those it needs
-    "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL "
-    "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' "
-    "AND tbl_name NOT IN ('_meta', '_migration_history', "
-    "'_litestream_seq', '_litestream_lock') "  # of a replicator, which makes them itself
-    "ORDER BY type = 'trigger', type = 'view', type = 'index', rowid")
-
-# In the history this joins a checksum to the version before it, where other means than a
-# run had led to that: scripts up to there count as applied, though nothing records them.
-AFTER = " after "
+INSERT_META = "INSERT OR REPLACE INTO main._meta (id, version) VALUES (1, ?)"
+HAS_HISTORY = "SELECT 1 FROM main.sqlite_master WHERE name = '_migration_history'"
 
 EXTENSIONS = (".sql", ".py", ".sh")
-DIRECTIVES = ("no-foreign-key-check", "no-transaction")
-
-# PRAGMAs that do nothing, or fail, inside a transaction. Where a script begins with
-# them they run before the transaction; the others run inside it, and so are undone
-# with it (user_version, application_id).
-OUTSIDE_PRAGMAS = frozenset((
-    "auto_vacuum", "encoding", "foreign_keys", "journal_mode", "locking_mode", "page_size",
-    "synchronous", "temp_store", "wal_checkpoint"))
-
-# What makes shadow tables of virtual tables known, where SQLite does not say it.
-SHADOWS = ("auxiliary", "chunks", "config", "content", "data", "docsize", "idx", "info",
-           "metadatachunks", "metadatatext", "node", "parent", "rowid", "rowids", "segdir",
-           "segments", "stat", "vector_chunks")
-
-NAMING_RULE = ("a migration script is named NNNN-description.ext: four digits from 0001, "
-               "a dash, and sql, py or sh")
-
-DRIFT = {  # what a state of a script means to a person
-    "late": "{names}: never run on {db}, which was at a higher version when this script "
-            "was added. Give it a number above the latest.",
-    "edited": "{names}: edited since it was applied to {db}, which does not have the "
-              "change. Put the change into a new migration, or if none is needed run "
-              "--accept.",
-    "missing": "{names}: applied to {db}, but not in {folder} any more. Put it back, for "
-               "a new database would be built without it, or run --accept.",
-}
-
-# How what SQLite says begins: what it means to a person, and what to do.
-SQLITE_ERRORS: dict[str | tuple[str, ...], tuple[str, str]] = {
-    "database is locked": ("database is locked: another connection holds {db}",
-                           "Wait for that, or wait longer with --timeout"),
-    "file is not a database": ("{db} is not a database, or is encrypted",
-                               "Name the database file with --db, or give its key in connect"),
-    "no such module": ("{text}", "Give a connect that loads it"),
-    ("database disk image is malformed", "malformed database schema"): (
-        "{db} is damaged ({text})", "Restore a backup of it with --restore"),
-    "attempt to write a readonly database": (
-        "{db} is read-only, and there is something to write",
-        "Make the file and its directory writable for this user"),
-    "unable to open database file": (
-        "{db} cannot be opened ({text})",
-        "Make the file and its directory readable and writable for this user"),
-    "database or disk is full": ("no room is left for {db} ({text})", "Make room"),
-    "disk I/O error": ("the file system failed for {db} ({text})",
-                       "See that there is room, and that the disk is sound"),
-}
-
-TEMPLATES = {  # of new scripts
-    ".sql": "-- {}\n",
-    ".sh": "#!/bin/sh\n# {}: the database is $1\nset -eu\n",
-    ".py": "# {}\n\nimport sqlite3\nimport sys\n\n"
-           "connection = sqlite3.connect(sys.argv[1])\nwith connection:\n    pass\n",
-}
-
-EXAMPLES = """
-examples:
-  fastmigrate --db app.db --createdb     create an empty database at version 0
-  fastmigrate --db app.db                migrate it from ./migrations
-  fastmigrate --new "add users"          create the next script
-  fastmigrate --db app.db --rehearse     try what is pending on a copy
-  fastmigrate --db app.db --status       see what is applied, and what pending
-  fastmigrate --db 'tenants/*.db'        migrate many databases
-
-exit codes: 0 done, 1 refused or failed, 2 usage, 130 SIGINT, 143 SIGTERM
-"""
 
 
 # ------------------------------------------------------------------ the public calls
 
 
 class MigrationError(sqlite3.Error):
-    """A refusal or a failure; its text is for a person and says what to do next.
+    """A refusal or a failure. Its text tells a person what to do next.
 
-    Where a script failed, `path` names it, a string, and `line`, from 1, is where the
-    failing `statement` begins. `version` is where the database stands now. Each is None
-    where it does not apply.
+    If a script failed, `path` is its path, a string, and `line`, from 1, is
+    where the failing `statement` begins. `version` is where the database
+    stands now. Each is None if it does not apply.
     """
 
     path: str | None = None
@@ -215,17 +147,21 @@ class UnversionedError(MigrationError):
     """The database is sound, but has no version: it has no table `_meta`."""
 
 
+class _EmptyError(UnversionedError):
+    """The file has 0 bytes, or no table at all: it is no database yet."""
+
+
 def ensure_versioned_db(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> int:
     """Create the database at version 0 if there is none; return its version.
 
-    Of many processes that call this at once exactly one creates the database, and it
-    appears at its path whole; parent folders are created. What exists is left as it was,
-    byte for byte.
+    Parent folders are created too. If many processes call this at once, one
+    creates the database, and the others wait for it. A database that exists
+    stays as it was, byte for byte.
     """
     database = _Database(db_path, connect=connect)
-    if not os.path.exists(database.path) and database.create():
+    if database.is_missing() and database.create():
         return 0
-    return database.look()[0]
+    return database.read()[0]
 
 
 create_db = ensure_versioned_db
@@ -233,8 +169,8 @@ create_db = ensure_versioned_db
 
 def run_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = False,
                    **options: Any) -> bool:
-    """Do as migrate(), with its options; return True, or False with the reason logged as an
-    error."""
+    """Call migrate() with the same options. Return True, or False with the
+    reason logged as an error."""
     try:
         migrate(db_path, migrations_dir, verbose=verbose, **options)
     except MigrationError as error:
@@ -245,45 +181,46 @@ def run_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = Fa
 
 async def arun_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = False,
                           **options: Any) -> bool:
-    """Do as run_migrations(), in a thread of its own."""
+    """Call run_migrations() in a thread, for asyncio."""
     import asyncio
     return await asyncio.to_thread(run_migrations, db_path, migrations_dir, verbose, **options)
 
 
 def migrate(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
-            backup: bool = False, snapshot: bool = True, timeout: float = 30.0,
+            backup: bool = False, timeout: float = 30.0,
             connect: Connect = sqlite3.connect, verbose: bool = False) -> list[Path]:
-    """Apply the pending migration scripts in order, each exactly once; return their paths.
+    """Apply the pending scripts in order, each exactly once; return their paths.
 
-    When this returns, and also when it raises or the process dies, the database is at
-    exactly one version. Where nothing is pending, nothing is written or locked.
+    When this returns or raises, or the process dies, the database is at
+    exactly one version. With nothing pending, nothing is written or locked.
 
     Args:
         backup: make a backup first, if anything is pending.
-        snapshot: copy the database before each script that cannot run inside a
-            transaction, and put the copy back if it fails. Without it such a script,
-            if it fails or is cut off, leaves what it had done so far.
-        timeout: seconds to wait for another process that holds the database.
-        verbose: print what the command line prints, with the output of scripts.
+        timeout: seconds to wait for another process that uses the database.
+        verbose: print what the command line prints, with the output of
+            scripts.
 
-    Raises: MigrationError also where there is no such database.
+    Raises: MigrationError also if a script fails: see its attributes.
     """
     database = _Database(db_path, timeout, connect, _Report(verbose, verbose))
-    applied = _Run(database, migrations_dir, to, backup, snapshot).run()
-    if not applied:
+    applied_scripts = _Run(database, migrations_dir, to, backup).run()
+    if not applied_scripts:
         return []
     from pathlib import Path  # which takes long to import
-    return [Path(script.path) for script in applied]
+    return [Path(applied.script.path) for applied in applied_scripts]
 
 
 def get_db_version(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> int:
-    """Return the version of the database, without writing to it."""
-    return _Database(db_path, connect=connect).look()[0]
+    """Return the version. Nothing is written, and no writer waits."""
+    return _Database(db_path, connect=connect).read()[0]
 
 
 def set_db_version(db_path: StrPath, version: int, *, connect: Connect = sqlite3.connect) -> None:
-    """Set the version by hand, from 0 to 9999, running no script: those up to it count as
-    applied. Puts an unversioned database under management, which adds the table `_meta`.
+    """Set the version by hand, from 0 to 9999, and run no script. All scripts
+    up to it count as applied.
+
+    This puts an unversioned database under management: it gets the table
+    `_meta`.
     """
     if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= MAX_VERSION:
         raise MigrationError(f"{version!r} is not a version: give a number from 0 to {MAX_VERSION}")
@@ -291,21 +228,27 @@ def set_db_version(db_path: StrPath, version: int, *, connect: Connect = sqlite3
 
 
 def ensure_meta_table(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> None:
-    """Put an unversioned database under management at version 0; leave a versioned one."""
+    """Put an unversioned database under management at version 0. A
+    versioned one stays as it is."""
     database = _Database(db_path, connect=connect)
     try:
-        database.look()
+        database.read()
     except UnversionedError:
         database.set_version(0)
 
 
-def create_db_backup(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> Path | None:
-    """Copy the database to NAME.YYYYMMDD_HHMMSS.backup beside it; return the copy's path, or
-    None with the reason logged where no backup could be made.
+# Applications import these two from the `core` of the fastmigrate package.
+_ensure_meta_table = ensure_meta_table
+_set_db_version = set_db_version
 
-    The copy is one consistent state of the database, also while others write to it. It
-    is never readable by more users than the database is, and takes no existing name:
-    one that is taken stands for the next second.
+
+def create_db_backup(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> Path | None:
+    """Copy the database to NAME.YYYYMMDD_HHMMSS.backup beside it. Return the
+    path of the copy, or None with the reason logged as an error.
+
+    The copy is one consistent state, also while others write to the
+    database. No more users can read it than the database. It never takes an
+    existing name: if that of this second is taken, it takes the next.
     """
     from pathlib import Path
     try:
@@ -320,109 +263,200 @@ create_database_backup = create_db_backup
 
 def restore_db(db_path: StrPath, backup_path: StrPath, *,
                connect: Connect = sqlite3.connect) -> None:
-    """Make the database what a backup is, also while other connections have it open.
+    """Make the database what a backup is, also while others have it open.
 
-    The backup must be a sound database with a version. What the database held is kept as
-    a backup of its own.
+    The backup must be a sound database with a version. What the database
+    held is kept beside it, under the ending .before-restore.
 
     Raises: FileNotFoundError if there is no such backup.
     """
-    _Database(db_path, connect=connect).restore(os.fsdecode(backup_path))
+    _restore(_Database(db_path, connect=connect), os.fsdecode(backup_path))
 
 
-def build_db(migrations_dir: StrPath, *, to: int | None = None,
+def build_db(migrations_dir: StrPath, path: StrPath | None = None, *, to: int | None = None,
              connect: Connect = sqlite3.connect) -> sqlite3.Connection:
-    """Return a connection to a new database in memory, at the latest version."""
-    with _Scratch(connect) as scratch:
-        scratch.replay(migrations_dir, to)
-        memory = connect(":memory:")
-        with _closing(scratch.open()) as connection:
-            connection.backup(memory)
-        return memory
+    """Return a connection to a new database at the latest version, for a
+    test: in memory, or in a new file at `path`.
+
+    Raises: MigrationError also if there is a database at `path`.
+    """
+    if path is None:
+        with _MemoryDatabase(connect) as memory:
+            memory.replay(migrations_dir, to)
+            connection = connect(":memory:")  # with the settings that it gives
+            with _closing(memory.connection):
+                memory.connection.backup(connection)
+            return connection
+    database = _Database(path, connect=connect)
+    if not database.is_missing():
+        raise MigrationError(f"{database.name} already exists. Nothing was changed. Give the "
+                             "path of a new file.")
+    database.create()
+    _Run(database, migrations_dir, to).run()
+    return connect(database.path)
 
 
 def status(db_path: StrPath, migrations_dir: StrPath, *,
            connect: Connect = sqlite3.connect) -> dict[str, Any]:
-    """Return where a database stands, without writing anything: {"db", "version", "latest",
-    "migrations": [{"version", "name", "state", "applied_at"}], "problems": [text]}, where
-    state is applied, pending, edited, late or missing, and the time UTC in ISO 8601.
+    """Return where a database stands. Nothing is written.
 
-    Raises: MigrationError also where there is no such database.
+    Returns: {"db": path, "version", "latest": that of the last script,
+        "migrations": [{"version", "name", "state", "applied_at"}],
+        "problems": [text], "warnings": [text], "blocked": True if a problem
+        keeps pending scripts from being run}. A state is applied, pending,
+        edited, late, missing or conflict. The time is UTC, in ISO 8601, or
+        None. --check fails if there are problems or pending scripts.
     """
-    return _Run(_Database(db_path, connect=connect), migrations_dir).status()
+    return _status(_Database(db_path, connect=connect), os.fsdecode(migrations_dir))
 
 
 def verify(db_path: StrPath, migrations_dir: StrPath, *, connect: Connect = sqlite3.connect) -> str:
-    """Replay the scripts into a scratch database, up to the version of this one, and
-    return how the schema of this one differs, as a unified diff: "" if it does not.
+    """Return how the schema of a database differs from that of its scripts:
+    a unified diff, "" if it does not.
+
+    The scripts up to the version of the database are run on a scratch
+    database. What .py and .sh scripts do elsewhere, they do.
     """
-    return _verify(_Database(db_path, connect=connect), migrations_dir)
+    return _verify(_Database(db_path, connect=connect), os.fsdecode(migrations_dir))
 
 
 def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
-             connect: Connect = sqlite3.connect) -> dict[str, Any]:
-    """Run what is pending, scripts included, on a copy of the database; leave that untouched.
+             examples: int = 0, connect: Connect = sqlite3.connect) -> dict[str, Any]:
+    """Run what is pending on a copy of the database, which stays untouched.
 
-    Returns {"migrations": [{"version", "name", "seconds"}], "diff": the schema's unified
-    diff, "rows": {table: [before, after]} where their number changes}.
+    What .py and .sh scripts do elsewhere, they do.
+
+    Args:
+        examples: how many changed values to return for each column. They
+            may be personal.
+
+    Returns: {"migrations": [{"version", "name", "seconds"}], "diff": of the
+        schema, unified, "rows": {table: [before, after]} where the number
+        changes, "lost": {table: {column: number of values}} of dropped
+        columns, "changed": the same of kept columns, "examples": {table:
+        {column: [[key, before, after]]}}, "sequences": {table: [before,
+        after]} where AUTOINCREMENT goes back, "broken": [text] on what no
+        longer works}.
     """
-    return _rehearse(_Database(db_path, connect=connect), migrations_dir, to)
+    return _rehearse(_Database(db_path, connect=connect), os.fsdecode(migrations_dir), to,
+                     examples)
 
 
 def enroll_db(db_path: StrPath, migrations_dir: StrPath, *,
               connect: Connect = sqlite3.connect) -> int:
-    """Put an unversioned database under management, and return its version.
+    """Put an unversioned database under management; return its version.
 
-    Where there are scripts, the version is the highest whose replayed schema is that of
-    the database. Where there are none, 0001-initialize.sql is written from the schema and
-    proved to rebuild it, and the version is 1. The MigrationError for a database whose
-    schema no version has shows how it differs from the nearest.
+    The version is the highest whose schema, built by scripts, is that of
+    the database. If there are no scripts, 0001-initialize.sql is written
+    from the schema and proved to rebuild it, and the version is 1.
+
+    Raises: MigrationError also if the database has a version, or a schema
+        that no version has: its text shows how it differs from the nearest.
     """
     return _enroll(_Database(db_path, connect=connect), os.fsdecode(migrations_dir))
 
 
-def new_migration(migrations_dir: StrPath, description: str) -> Path:
-    """Create the next migration script, named by the words of the description, and return
-    its path; a description that ends in .py or .sh makes it such a script. The directory
-    is created too.
+def squash(migrations_dir: StrPath, to: int, *, connect: Connect = sqlite3.connect) -> Path:
+    """Replace the scripts up to number `to` by one that builds the same
+    schema and rows. Return its path, NNNN-squashed.sql.
 
-    Raises: ValueError if there are no words, two scripts have one index, or 9999 is taken.
+    The new script is proved first: run on an empty database, it must give
+    the same schema, rows, rowids and sequences. The old ones then move into
+    the folder before-NNNN. It runs on new databases only. One at or above
+    this version counts it as applied. One below is refused until the old
+    scripts have migrated it.
     """
-    import re
     from pathlib import Path
-    words, extension = os.path.splitext(description)
-    if extension not in EXTENSIONS:
-        words, extension = description, ".sql"
-    slug = re.sub(r"[\W_]+", "-", words).strip("-").lower()
-    if not slug:
-        raise ValueError(f"{description!r} has no words to name a script by")
-    os.makedirs(migrations_dir, exist_ok=True)
-    number = max(_scan(migrations_dir)[0], default=0) + 1
-    if number > MAX_VERSION:
-        raise ValueError(f"there is a script {MAX_VERSION} already, the last there can be")
-    path = Path(os.fsdecode(migrations_dir), f"{number:04d}-{slug}{extension}")
-    with open(path, "x", encoding="utf-8") as file:
-        try:
-            file.write(TEMPLATES[extension].format(" ".join(words.split())))
-            file.flush()
-        except OSError:
-            os.unlink(path)
-            raise
+    return Path(_squash(os.fsdecode(migrations_dir), to, connect, _Report()))
+
+
+def new_migration(migrations_dir: StrPath, description: str, *, schema: StrPath | None = None,
+                  rename: Mapping[str, str] = {}, drop: Iterable[str] = (),  # noqa: B006
+                  fill: Mapping[str, str] = {},  # noqa: B006
+                  connect: Connect = sqlite3.connect) -> Path:
+    """Create the next script, named by the description; return its path.
+
+    A description that ends in .py or .sh makes such a script. The directory
+    is created too. With `schema`, a file of CREATE statements, the script
+    leads from the schema of the scripts to that of the file. Review it, and
+    run it like any other. What it drops or rebuilds is logged as a warning.
+
+    Args:
+        schema: path of the file; get_schema() gives its first text. It is
+            not used for a script in Python or shell.
+        rename: new names, by those of today: {"users.name": "full_name",
+            "posts": "articles"}.
+        drop: tables and columns whose data is no longer needed:
+            ["users.fax", "old"].
+        fill: values, as SQL expressions over the row of today, for columns
+            that are new or become NOT NULL: {"users.n": "length(name)"}. An
+            existing column gets the value where it is NULL; if the
+            expression names the column itself, everywhere.
+
+    Raises: ValueError also if there are no words, or 9999 is taken;
+        FileNotFoundError if there is no such schema file; MigrationError
+        with the questions that `rename`, `drop` or `fill` must answer, or
+        if the scripts already lead to this schema.
+    """
+    from pathlib import Path
+    if schema is None and (rename or drop or fill):
+        raise MigrationError("rename, drop and fill need a schema file. Nothing was written.")
+    answers = {"rename": dict(rename), "drop": list(drop), "fill": dict(fill)}
+    return Path(_write_next_script(migrations_dir, description, schema, answers, connect,
+                                   _Report()))
+
+
+def _write_next_script(migrations_dir: StrPath, description: str, schema: StrPath | None,
+                       answers: dict[str, Any], connect: Connect, report: _Report,
+                       may_be_empty: bool = False) -> str:
+    """Create the next script, with the statements that lead to a schema file if that is given;
+    return its path."""
+    text, notes = "", list[str]()
+    if schema is not None and os.path.splitext(description)[1] not in EXTENSIONS[1:]:
+        text, notes = _compare_with_scripts(migrations_dir, schema, connect, **answers)
+        same = f"the scripts already lead to the schema of {os.fsdecode(schema)}"
+        if not text and not may_be_empty:
+            raise MigrationError(f"{same}. Nothing was written. For a script that changes data, "
+                                 "leave out the schema.")
+        if not text:
+            report.warn(f"{same}: the new script is empty")
+    path = _create_script(os.fsdecode(migrations_dir), description, text, notes)
+    for note in notes:
+        report.warn(f"{os.path.basename(path)} {' '.join(note.split())}")
     return path
 
 
-def get_migration_scripts(migrations_dir: StrPath) -> dict[int, Path]:
-    """Return the migration scripts of a directory by version, in order.
+def get_schema(migrations_dir: StrPath, *, to: int | None = None,
+               connect: Connect = sqlite3.connect) -> str:
+    """Return the schema that the scripts up to a version lead to, as SQL
+    that builds it.
 
-    Raises: ValueError if two scripts have one index; FileNotFoundError.
+    The scripts are run on a scratch database. The tables come by name, each
+    with its indexes and triggers, then the views by name, each with its
+    triggers.
     """
+    return _schema_text(_schema_of_scripts(migrations_dir, to, connect))
+
+
+def get_db_schema(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> str:
+    """Return the schema of a database, versioned or not, like get_schema().
+    The tables of migration tools, this one included, are left out."""
+    database = _Database(db_path, connect=connect)
+    database.must_exist()
+    with database.explained(), _closing(database.open()) as connection:
+        return _schema_text(_read_schema(connection))
+
+
+def get_migration_scripts(migrations_dir: StrPath) -> dict[int, Path]:
+    """Return the paths of the scripts in a directory by version, in order."""
     from pathlib import Path
-    names, _ = _scan(migrations_dir)
+    names = _scripts(migrations_dir)
     return {version: Path(migrations_dir, name) for version, name in sorted(names.items())}
 
 
 def extract_version_from_filename(filename: str) -> int | None:
-    """Return the version of a migration script's file name, None if it is not one's."""
+    """Return the version in the file name of a script, None if it is not
+    named like one."""
     import re
     found = re.fullmatch(r"([0-9]{4})-.*\.(sql|py|sh)", str(filename), re.S)
     return int(found[1]) or None if found else None
@@ -430,38 +464,34 @@ def extract_version_from_filename(filename: str) -> int | None:
 
 def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
                    connect: Connect = sqlite3.connect) -> None:
-    """Rebuild a table with other column definitions, its rows, indexes and triggers kept.
+    """Rebuild a table with other column definitions.
 
-    The definitions are those of columns and table constraints, separated by commas; all
-    present columns must be among them. No row of a table that refers to this one is
-    touched, and nothing changes if a reference would be left dangling.
+    Rows, rowids, AUTOINCREMENT sequence, indexes and triggers are kept, and
+    so are STRICT and WITHOUT ROWID. Views, triggers and foreign keys that
+    refer to the table go on doing so.
+
+    Args:
+        new_column_defs: the definitions of columns and table constraints,
+            separated by commas. All present columns must be among them.
+
+    Raises: MigrationError also if a reference would dangle.
     """
     database = _Database(db_path, connect=connect)
-    table, new = _quoted(table_name), _quoted(table_name + "_new")
-    database.must_exist()
-    with database.explained(), _closing(database.writing()) as connection:
-        kept = [sql for sql, in connection.execute(
-            "SELECT sql FROM sqlite_master WHERE tbl_name = ? AND type IN ('index', 'trigger') "
-            "AND sql IS NOT NULL", (table_name,))]
-        columns = ", ".join(_quoted(row[1]) for row in connection.execute(
-            f"PRAGMA table_info({table})"))
-        if not columns:
-            raise MigrationError(f"there is no table {table_name}. Nothing was changed.")
-        before = _dangling(connection)
-        for statement in (
-                f"CREATE TABLE {new} (\n{new_column_defs}\n)",
-                f"INSERT INTO {new} ({columns}) SELECT {columns} FROM {table}",
-                f"DROP TABLE {table}", f"ALTER TABLE {new} RENAME TO {table}", *kept):
-            connection.execute(statement)
-        after = _dangling(connection)
-        for (child, parent), row, _ in _newly_dangling(before, after, None):
-            raise MigrationError(f"{child} row {row} would refer to a row of {parent} that "
-                                 "does not exist. Nothing was changed.")
+    with database.explained(), database.writing() as connection:
+        before = _read_dangling(connection, _parents(connection))
+        for statement in _recreate(connection, table_name, new_column_defs,
+                                   lambda: database.open(":memory:")):
+            connection.execute(statement).fetchall()
+        found = _compare_dangling(before, _read_dangling(connection, _parents(connection)))
+        if any(dangling.new for dangling in found):
+            what, _ = _explain_dangling(connection, found, "--")
+            raise MigrationError(f"{what}. Nothing was changed.")
         database.commit(connection)
 
 
 def setup_logging(verbose: bool = False) -> None:
-    """Let logging print the messages of fastmigrate; with `verbose`, debug messages too."""
+    """Let logging print warnings and errors to stderr; with `verbose`, debug
+    messages of all modules too."""
     import logging
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING,
                         format="%(levelname)s: %(message)s")
@@ -470,565 +500,423 @@ def setup_logging(verbose: bool = False) -> None:
 # ------------------------------------------------------------------ the run
 
 
-class _Again(Exception):
-    """What was done since the last commit is to be undone and tried in another way."""
+class _Moved(Exception):
+    """Another process has migrated the database in the meantime: it is at `version` now."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(version)
+        self.version = version
 
 
-class _Failed(MigrationError):
-    """A script failed; what it did is undone, or is about to be."""
+class _Retry(Exception):
+    """Roll back to the last commit and start again: some scripts, by their version, have to
+    be run in another way."""
 
-    def __init__(self, script: _Script, what: str, line: int | None = None,
-                 statement: str | None = None, *, remedy: str = "Mend the script",
-                 output: str = "") -> None:
-        where = script.path if line is None else f"{script.path}:{line}"
-        super().__init__(f"{where}: {what}", path=script.path, line=line, statement=statement)
+    def __init__(self, plans: dict[int, _Plan]) -> None:
+        super().__init__(plans)
+        self.plans = plans
+
+
+class _Plan:
+    """How a script is to be run. Each script starts with the cheapest way for its kind; a
+    try that shows that another way is needed raises _Retry with the next plan."""
+
+    def __init__(self, on_copy: bool = False, own_transaction: bool = False,
+                 statements_from: int = sys.maxsize) -> None:
+        self.on_copy = on_copy  # on a working copy; else in the batch
+        self.own_transaction = own_transaction  # commit before it and after it
+        self.statements_from = statements_from  # from this line on, one statement at a time
+
+    def but(self, **changes: Any) -> _Plan:
+        """Return this plan with some changes."""
+        return _Plan(**{**vars(self), **changes})
+
+
+class _Applied:
+    """A script that was applied, as the history and the report need it."""
+
+    def __init__(self, script: _Script, checksum: str, seconds: float = 0, note: str = "",
+                 changes: _Changes | None = None) -> None:
         self.script = script
-        self.remedy = remedy
-        self.output = output  # the end of what the script printed
-        self.kept = ""  # what has become of the database, if not what it was
-
-    def settled(self, database: str, version: int) -> MigrationError:
-        """Return the error that the caller gets, now that everything has settled."""
-        lines = [line[:100] + ("..." if line[100:] else "")
-                 for line in (self.statement or "").splitlines()]
-        if len(lines) > 6:
-            lines[5:] = [f"... ({len(lines) - 5} more lines)"]
-        text = "\n    ".join([str(self), *lines, *self.output.splitlines()])
-        state = self.kept or f"{database} is at version {version}; nothing of this script was kept."
-        return MigrationError(f"{text}\n{state}\n{self.remedy}, then run this again.",
-                              path=self.path, line=self.line, statement=self.statement,
-                              version=version)
+        self.checksum = checksum
+        self.seconds = seconds
+        self.note = note  # for the report
+        self.changes = changes  # None: not known
 
 
 class _Run:
-    """One run of the pending scripts of a directory on a database."""
+    """One run of the pending scripts of a directory on a database: what it is to do, how,
+    and what it has done so far."""
 
     def __init__(self, database: _Database, migrations_dir: StrPath, to: int | None = None,
-                 backup: bool = False, snapshot: bool = True) -> None:
+                 backup: bool = False, listing: _Listing | None = None) -> None:
         self.database = database
-        self.report = database.report
         self.folder = os.fsdecode(migrations_dir)
         self.to = MAX_VERSION if to is None else to
-        self.backup = backup
-        self.snapshot = snapshot
         self.version = 0  # where the database stands
-        self.applied: list[_Script] = []
-        self._now: _Script | None = None  # the script that is running
-        self._singly = False  # commit after each script
+        self.applied: list[_Applied] = []
+        self.never_run: list[str] = []  # scripts that need other numbers
+        self.broken: list[str] = []  # what no longer works after the run, as messages
+        self.objects_before: list[Any] | None = None  # the schema when the run began
+        self.measures = False  # count the dangling references before each script
+        self._listing = listing  # of the directory, if this is one of several databases
+        self._backup_wanted = backup
+        self._plans: dict[int, _Plan] = {}  # by version, where the first way did not do
+        self._now: Callable[[], str] = str  # describes what is being done, for the progress
 
-    def run(self) -> list[_Script]:
-        """Apply what is pending and return it; raise MigrationError."""
-        database = self.database
-        with database.explained():
-            names, near = _scan(self.folder)
-            if near:
-                self.report.warn(near)
-            try:
-                pending = self._look(names)
-            except (MigrationError, FileNotFoundError):
-                if not database.snapshot.exists():
-                    raise
-                pending = True  # a script that was cut off may have spoilt what is there
-            if not pending:
-                up_to_date = "up to date " if self.version <= max(names, default=0) else ""
-                self.report.result(f"{database.shown} is {up_to_date}at version {self.version}")
+    def run(self) -> list[_Applied]:
+        """Apply what is pending and return it.
+
+        Raises: MigrationError, FileNotFoundError.
+        """
+        database, report = self.database, self.database.report
+        with database.explained(changes=True):
+            listing = self._listing or self._scan()
+            if not self._look(listing):
+                up_to_date = "up to date " if self.version <= listing.latest else ""
+                report.result(f"{database.name} is {up_to_date}at version {self.version}")
                 return []
-            self._apply([_Script(self.folder, version, names[version])
-                         for version in sorted(names) if version <= self.to])
-            number = len(self.applied)
-            self.report.result(f"{database.shown} is at version {self.version}, "
-                               f"{_plural(number, 'migration')} applied")
+            self._apply([_Script(self.folder, version, name)
+                         for version, name in sorted(listing.names.items())
+                         if version <= self.to], listing)
+            self._warn_of_broken()
+            report.result(f"{database.name} is at version {self.version}, "
+                          f"{_plural(len(self.applied), 'migration')} applied")
             return self.applied
 
-    def _look(self, names: dict[int, str]) -> bool:
-        """Return whether there is anything to do; warn of what is not as it should be."""
+    def _scan(self) -> _Listing:
+        """List the migrations directory. If there is none, what is wrong with the database is
+        the first thing to say: a database to be enrolled may have no scripts yet."""
+        try:
+            return _scan(self.folder)
+        except FileNotFoundError:
+            self.database.read()
+            raise
+
+    def _look(self, listing: _Listing) -> bool:
+        """Return True if a script is pending. Warn about scripts that are not what was applied,
+        and refuse what would run twice."""
         database = self.database
 
-        def see(connection: sqlite3.Connection, version: int) -> tuple[bool, Any]:
-            pending = any(version < v <= self.to for v in names)
-            return pending, self._states(connection, version, names, thorough=pending)
+        def read(connection: sqlite3.Connection, version: int) -> tuple[bool, list[State], str]:
+            pending = listing.latest > version and any(
+                version < number <= self.to for number in listing.names)
+            states = _read_states(connection, version, listing, database.name,
+                                  thorough=pending or bool(listing.twins))
+            return pending, states, _squash_refusal(connection, version, self.to, listing,
+                                                    database.name)
 
-        self.version, (pending, states) = database.look(see)
+        found: tuple[bool, list[State], str]
+        self.version, found = database.read(read)
+        pending, states, refusal = found
         if self.to < self.version:
             raise MigrationError(
-                f"{database.shown} is at version {self.version}, beyond {self.to}, and only a "
-                "backup leads back. Nothing was changed. See --restore.")
-        for problem in self._problems(names, states):
-            self.report.warn(problem)
-        return pending or database.snapshot.exists()
+                f"{database.name} is at version {self.version}, beyond {self.to}. Nothing was "
+                "changed. There are no down migrations: restore a backup, with restore_db() or "
+                "--restore.", version=self.version)
+        if refusal:
+            raise MigrationError(refusal, version=self.version)
+        if states or listing.ignored or self.version > listing.latest:
+            several = bool(self._listing)
+            findings = _Findings(states, listing, self.version, database.name, several,
+                                 of_directory=not several)
+            self.never_run = findings.never_run
+            if findings.refusals:
+                raise MigrationError("\n".join(findings.refusals), version=self.version)
+            for problem in findings.warnings:
+                database.report.warn(problem)
+        return pending
 
-    def _apply(self, scripts: list[_Script]) -> None:
-        """The whole story: take the write lock; see where the database stands, for another
-        process may have been faster; run what comes next, together with its version;
-        commit; go on. What fails is undone and remembered until those before it are in."""
-        database, failed = self.database, None
-        while True:
-            with _closing(database.writing()) as connection:  # undoes what is not committed
-                try:
-                    self.version = _read_version(connection, database.shown)
-                    if failed and self.version >= failed.script.version:
-                        failed = None  # another process brought it in meanwhile
-                    last = failed.script.version if failed else MAX_VERSION + 1
-                    pending = [s for s in scripts if self.version < s.version < last]
-                    if not pending:
-                        break
-                    if self.backup:
-                        self.report.result(f"Backup: {database.back_up()}")
-                        self.backup = False
-                    run = self._run_alone if pending[0].alone else self._run_batch
-                    done = run(connection, pending)
-                    self.applied += done
-                    self.version = done[-1].version
-                    for script in done:
-                        self.report.result(f"Applied {script.name}{self.report.to} "
-                                           f"({_seconds(script.seconds)})")
-                    if self.version == pending[-1].version:
-                        break
-                except _Again:
-                    pass
-                except _Failed as failure:
-                    failed = failure
-                    if failed.script.alone:
-                        break  # those before it are in
-                finally:
-                    self.report.done()
-        if failed:
-            raise failed.settled(database.shown, self.version)
+    def _apply(self, scripts: list[_Script], listing: _Listing) -> None:
+        """The whole story: run what comes next, together with its version; commit; go on.
 
-    def _failure(self, script: _Script, error: BaseException, line: int | None = None,
-                 statement: str = "", why: str = "") -> BaseException:
-        """Return what an error comes to: that of SQLite is a failure of the script, or an
-        interrupt; others stay what they are."""
-        if isinstance(error, _Failed) or not isinstance(
-                error, self.database.errors + (sqlite3.Warning,)):
-            return error
-        if not why and _is_interrupt(error, statement):
-            return KeyboardInterrupt()
-        if not statement and _is_locked(error):
-            return self.database.explain(error)
-        message, remedy = why or str(error), "Mend the script"
-        meaning = self.database.meaning(message)
-        if statement.startswith("."):
-            message = "a command of the sqlite3 program, not SQL"
-            statement = statement.split("\n")[0]
-        elif statement and not sqlite3.complete_statement(statement) and (
-                "incomplete input" in message or "unrecognized token" in message):
-            message = "the file ends within this statement, or within a quote in it"
-        elif meaning:
-            message, remedy = meaning
-        elif not statement:
-            message = f"it cannot be committed with its version: {message}"
-        return _Failed(script, message, line, statement or None, remedy=remedy)
-
-    def _conclude(self, connection: sqlite3.Connection, script: _Script,
-                  before: Dangling | None, after: Dangling, rebuilt: Container[str] | None) -> None:
-        """Write the version to which a script has led. Refuse references that dangle since it
-        ran; tolerate older ones."""
-        if connection.execute(UPDATE_META, (script.version,)).rowcount != 1:
-            raise sqlite3.OperationalError("the row of _meta is gone")
-        for table, parent in [key for key, rows in after.items() if rows == [MISMATCH]]:
-            del after[table, parent]
-            self.report.warn(
-                f"after {script.name}, {table} has a foreign key that cannot work: there is no "
-                f"table {parent}, or what it refers to there is neither a primary key nor "
-                "unique. Mend that in a further script.")
-        if not after:
-            return
-        if before is None:
-            script.measured = True
-            raise _Again  # run it once more, to tell the new ones from the old
-        new = _newly_dangling(before, after, rebuilt)
-        number = sum(count for *_, count in new)
-        if new and "no-foreign-key-check" not in script.directives:
-            (table, parent), row, _ = new[0]
-            raise _Failed(
-                script, f"it leaves {_plural(number, 'reference')} dangling: {table} row {row} "
-                f"refers to a row of {parent} that does not exist",
-                remedy="Mend the script or, if this is meant, begin it with the line "
-                       f"`{'--' if script.sql else '#'} fastmigrate: no-foreign-key-check`")
-        self.report.warn(
-            f"{script.name} leaves {_plural(number, 'reference')} dangling, as its "
-            "no-foreign-key-check allows" if new else
-            f"{self.database.shown} has {_plural(sum(map(len, after.values())), 'reference')} "
-            "to rows that do not exist, from before this run. See PRAGMA foreign_key_check.")
-
-    def _commit(self, connection: sqlite3.Connection, scripts: list[_Script]) -> None:
-        """Write the history of the scripts that lead on from where we stand, and commit."""
-        connection.execute(CREATE_HISTORY)
-        if self.version and not connection.execute(SELECT_RECORDED, (self.version,)).fetchone():
-            scripts[0].checksum += f"{AFTER}{self.version}"
-        connection.executemany(INSERT_HISTORY, [
-            (script.version, script.name, script.checksum, _utc()) for script in scripts])
-        self.database.commit(connection)
-
-    def _tick(self) -> None:
-        """Called now and then while SQLite works: a chance for signals, and for progress."""
-        if self._now:
-            self.report.progress(self._now.progress)
-
-    # -------------------------------------------------------------- SQL in a transaction
-
-    def _run_batch(self, connection: sqlite3.Connection, pending: list[_Script],
-                   ) -> list[_Script]:
-        """Run SQL scripts in the transaction that is open, for BATCH_SECONDS, and commit;
-        return those that are in.
-
-        Raises:
-            _Failed: a script failed; those before it are to be run again without it.
-            _Again: a script is to be run in another way, which is noted in it.
+        Each step takes the write lock and reads the version again, because another process
+        may have been faster. A script that fails is remembered until those before it, whose
+        transaction it has shared, are applied again without it.
         """
-        watch, references = _Watch(), _References(connection)
-        connection.set_authorizer(watch.authorizer())
-        connection.set_progress_handler(self._tick, TICK_INSTRUCTIONS)
-        mode, began, done = _journal_mode(connection), time.monotonic(), list[_Script]()
-        script = pending[0]
+        failure: _ScriptFailed | None = None
+        while True:
+            end = failure.script.version if failure else MAX_VERSION + 1
+            pending = [script for script in scripts if self.version < script.version < end]
+            if not pending:
+                break
+            run_next = _run_on_copy if self.plan(pending[0]).on_copy else _run_batch
+            try:
+                self._note(run_next(self, pending))
+            except _Moved as moved:
+                self.version = moved.version
+                if 0 < self.version < listing.squashed:
+                    raise MigrationError(self.database.read(
+                        lambda connection, version: _squash_refusal(
+                            connection, version, self.to, listing, self.database.name))[1]
+                    ) from None
+                if failure and self.version >= failure.script.version:
+                    failure = None  # the other process has applied it
+            except _LockedError as error:
+                if not self.applied:
+                    raise
+                raise _LockedError(error.who, self.database.standing()) from None
+            except _Unmeasured:
+                self.measures = True
+            except _Retry as retry:
+                self._plans.update(retry.plans)
+            except _ScriptFailed as error:
+                failure = error
+                if self.plan(error.script).on_copy:
+                    break  # those before it are committed
+            finally:
+                self.database.report.end_progress()
+        if failure:
+            raise _explain_failure(failure, self.database)
+
+    def plan(self, script: _Script) -> _Plan:
+        """Return how a script is to be run."""
+        return self._plans.get(script.version) or _Plan(on_copy=not script.is_sql)
+
+    def check_version(self, connection: sqlite3.Connection) -> None:
+        """Check, with the write lock held, that the database is where this run left it.
+
+        Raises: _Moved.
+        """
+        version = _read_version(connection, self.database.name)
+        if version != self.version:
+            raise _Moved(version)
+
+    def begin_once(self, connection: sqlite3.Connection) -> None:
+        """Note the schema, and make the backup that was asked for, when the write lock is held
+        for the first time: of many processes that start at once, only one makes a backup."""
+        if self.objects_before is None:
+            self.objects_before = _read_objects(connection)
+        if self._backup_wanted:
+            self.database.report.result(f"Backup: {self.database.back_up()}")
+            self._backup_wanted = False
+
+    def show_progress_of(self, describe: Callable[[], str]) -> None:
+        """From now on, `describe` says what is being done."""
+        self._now = describe
+
+    def tick(self) -> None:
+        """Called now and then while SQLite or a script works: lets signals through, and shows
+        progress."""
+        self.database.report.check_stop()
+        self.database.report.progress(self._now)
+
+    def _note(self, done: list[_Applied]) -> None:
+        """Take note of scripts that were committed."""
+        report = self.database.report
+        for applied in done:
+            report.result(f"Applied {applied.script.name}{report.target} "
+                          f"({_seconds(applied.seconds)}{applied.note})")
+        self.applied += done
+        self.version = done[-1].script.version
+
+    def broken_before(self, connection: sqlite3.Connection) -> list[str]:
+        """Return the names of what did not work any more before this run, if no run has been
+        recorded yet: --check does not count these against the scripts."""
+        if connection.execute(HAS_HISTORY).fetchall() or not self.objects_before:
+            return []
+        with _closing(_empty_copy(self.objects_before)) as scratch:
+            return list(_broken_objects(scratch, self.objects_before))
+
+    def _warn_of_broken(self) -> None:
+        """Warn about triggers, views and foreign keys that the run broke. That is known only at
+        its end, because a later script may have fixed what an earlier one broke."""
+        ran = [(applied.script.name, applied.changes) for applied in self.applied
+               if applied.changes is None or applied.changes.can_break()]
+        if not ran:
+            return
+        try:
+            found = self.database.read(lambda connection, version: _newly_broken(
+                connection, self.objects_before or []), unenforced=True)[1]
+        except (sqlite3.Error, OSError) as error:  # all is applied: that is no failure
+            reason = _reason(error.__cause__ or error, self.database.name, self.database.errors)
+            self.database.report.warn(f"what the run may have broken could not be checked: {reason}")
+            return
+        for name, (reason, sql) in found.items():
+            self.broken.append(_describe_broken(
+                name, reason, f"after {_blame(name, reason, sql, ran)}"))
+            self.database.report.warn(self.broken[-1])
+
+
+# ------------------------------------------------------------------ SQL scripts
+
+
+UPDATE_META = "UPDATE main._meta SET version = ? WHERE id = 1"
+SQLITE_SAVEPOINT = 32
+BATCH_SECONDS = 0.5  # after so long a transaction takes no further script
+
+
+def _run_batch(run: _Run, pending: list[_Script]) -> list[_Applied]:
+    """Run SQL scripts in one transaction for BATCH_SECONDS, and commit it. Return the scripts
+    that were committed, which is at least one. (A commit for each of 1,000 small scripts
+    takes twenty times as long.)
+
+    Raises:
+        _ScriptFailed: a script failed. The batch was rolled back; the caller runs the scripts
+            before this one again, without it.
+        _Retry: a script has to be run in another way. The batch was rolled back.
+        _Unmeasured: references dangle. The batch was rolled back; the caller runs it again and
+            measures them before each script.
+        _Moved: another process was faster. Nothing was run.
+    """
+    with run.database.writing() as connection:
+        run.check_version(connection)
+        run.begin_once(connection)
+        return _Batch(run, connection).run(pending)
+
+
+class _Batch:
+    """SQL scripts that share one transaction."""
+
+    def __init__(self, run: _Run, connection: sqlite3.Connection) -> None:
+        self._run = run
+        self._database = run.database
+        self._connection = connection
+        self._journal_mode = _journal_mode(connection)
+        self._authorizer = _Authorizer()
+        self._references = _References(connection, run.measures)
+        self._done: list[_Applied] = []
+        connection.set_authorizer(self._authorizer.callback())
+        connection.set_progress_handler(run.tick, TICK_INSTRUCTIONS)
+
+    def run(self, pending: list[_Script]) -> list[_Applied]:
+        """Run scripts until the time is up or one needs a transaction of its own; commit."""
+        began, script = time.monotonic(), pending[0]
         try:
             for script in pending:
-                if done and (script.alone or self._singly
-                             or time.monotonic() - began > BATCH_SECONDS):
+                plan = self._run.plan(script)
+                if self._done and (plan.on_copy or plan.own_transaction
+                                   or time.monotonic() - began > BATCH_SECONDS):
                     break
-                self._now, since = script, time.perf_counter()
-                blocks = script.blocks()
-                text = script.open(next(blocks, (1, ""))[1])
-                if done and (script.alone or script.pragmas):
-                    break  # this transaction is not for that; the next begins with it
-                if script.alone:
-                    raise _Again
-                if script.pragmas:
-                    self._run_pragmas(connection, script)
-                before = _dangling(connection, references.tables()) if script.measured else None
-                watch.start(bool(script.pragmas) and connection.execute(
-                    "PRAGMA foreign_keys").fetchone() == (1,))
-                self._run_blocks(connection, watch, script, text, blocks)
-                watch.on = False
-                self._conclude(connection, script, before, references.dangling(watch),
-                               watch.made | watch.dropped)
-                script.seconds = time.perf_counter() - since
-                done.append(script)
-                if watch.stateful or script.pragmas:
+                reading = _Reading(script)
+                blocks = reading.blocks()
+                header = _read_header(script, next(blocks, (1, ""))[1])
+                if self._done and (header.no_transaction or header.pragmas):
+                    break  # it needs a transaction of its own: the next batch begins with it
+                if header.no_transaction:
+                    raise _Retry({script.version: plan.but(on_copy=True)})
+                effects = self._run_script(script, plan, reading, header, blocks)
+                if effects.stateful or header.pragmas or plan.own_transaction:
                     break  # the next script gets a fresh connection
-            script = done[-1]  # the one to blame if they cannot be committed
-            self._commit(connection, done)
-            return done
         except BaseException as error:
-            self._undo(connection, mode)
-            failure = self._failure(script, error)
-            if len(done) > 1 and script is done[-1] and isinstance(failure, _Failed):
-                self._singly = True  # to see which of them it is that cannot be committed
-                raise _Again from None
-            raise failure from None
+            self._roll_back()
+            raise _to_failure(self._database, script, error) from None
+        try:
+            self._commit()
+        except BaseException as error:
+            self._roll_back()
+            raise self._explain_commit(error) from None
+        return self._done
 
-    def _undo(self, connection: sqlite3.Connection, mode: str) -> None:
+    def _run_script(self, script: _Script, plan: _Plan, reading: _Reading, header: _Header,
+                    blocks: Iterator[tuple[int, str]]) -> _Effects:
+        """Run one script in the open transaction, and set its version."""
+        connection, since = self._connection, time.perf_counter()
+        self._run.show_progress_of(reading.progress)
+        if header.pragmas:
+            self._run_head(script, header)
+        self._references.start()
+        effects = self._authorizer.begin_script(bool(header.pragmas) and connection.execute(
+            "PRAGMA foreign_keys").fetchall() == [(1,)])
+        self._run_blocks(script, plan, effects, header.rest, blocks)
+        self._authorizer.end_script()
+        if effects.savepoints:
+            raise _ScriptFailed(
+                script, f"it leaves the savepoint {effects.savepoints[-1]} open",
+                remedy="End it with RELEASE")
+        _check_references(connection, self._database.report, script, header,
+                          self._references.dangling(effects.changes))
+        _set_version(connection, script.version)
+        self._done.append(_Applied(script, reading.checksum, time.perf_counter() - since,
+                                   changes=effects.changes))
+        return effects
+
+    def _run_head(self, script: _Script, header: _Header) -> None:
+        """Leave the transaction for the PRAGMAs that work only outside of one."""
+        connection = self._connection
+        connection.execute("ROLLBACK")
+        self._authorizer.begin_head()
+        for line, statement in header.pragmas:
+            _execute(self._database, connection, script, line, statement)
+        self._authorizer.end_script()
+        self._database.begin(connection)
+        self._run.check_version(connection)
+
+    def _run_blocks(self, script: _Script, plan: _Plan, effects: _Effects, text: str,
+                    blocks: Iterator[tuple[int, str]]) -> None:
+        """Run a script block by block. A block that fails is run again one statement at a
+        time, because SQLite does not say which of its statements failed."""
+        connection, line, undo = self._connection, 1, 0
+        while line:
+            undo = _refuse_undo(script, text, line, undo)
+            singly = line >= plan.statements_from
+            for number, piece in _statements(text, line) if singly else ((line, text),):
+                self._authorizer.expect_commit()
+                try:
+                    connection.executescript(piece)
+                except self._database.errors as error:
+                    failure = _to_failure(self._database, script, error, number, piece,
+                                          effects.denied)
+                    if effects.needs_autocommit or _needs_autocommit(str(error)):
+                        raise _Retry({script.version: plan.but(on_copy=True)}) from None
+                    if singly or not isinstance(failure, _ScriptFailed):
+                        raise failure from None
+                    raise _Retry({script.version: plan.but(statements_from=line)}) from None
+                if not connection.in_transaction:
+                    raise _Retry({script.version: plan.but(on_copy=True)})
+            self._run.tick()
+            line, text = next(blocks, (0, ""))
+
+    def _commit(self) -> None:
+        """Write the history, check that the version has stayed what was set, and commit."""
+        connection, last = self._connection, self._done[-1].script
+        _record(connection, self._run.version, self._done, self._run.broken_before(connection))
+        version = _read_version(connection, self._database.name)
+        if version != last.version:
+            raise MigrationError(f"_meta says {version}, where {last.version} was written. A "
+                                 "trigger on _meta must not change that")
+        self._database.commit(connection)
+
+    def _explain_commit(self, error: BaseException) -> BaseException:
+        """Return what it means that the scripts cannot be committed. If they are several, run
+        each in a transaction of its own, to see which of them it is."""
+        script = self._done[-1].script
+        failure = _to_failure(self._database, script, error)
+        if isinstance(error, MigrationError) and not isinstance(error, _LockedError):
+            failure = _ScriptFailed(script, f"it has spoilt the version: {error}")
+        if len(self._done) > 1 and isinstance(failure, _ScriptFailed):
+            return _Retry({done.script.version: self._run.plan(done.script).but(
+                own_transaction=True) for done in self._done})
+        return failure
+
+    def _roll_back(self) -> None:
         """Roll back, also what a PRAGMA before the transaction did to the file."""
+        connection = self._connection
         connection.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
+        connection.set_progress_handler(None, 0)  # a second signal must not disturb this
         try:
             if connection.in_transaction:  # else SQLite has rolled back already
                 connection.execute("ROLLBACK")
-            # unless another process was faster, and meant the mode that is set now
-            if (_journal_mode(connection) != mode
-                    and _read_version(connection, self.database.shown) == self.version):
-                connection.execute(f"PRAGMA journal_mode = {mode}")
-        except self.database.errors:
-            pass  # the first error is the one to tell; closing rolls back too
-
-    def _run_pragmas(self, connection: sqlite3.Connection, script: _Script) -> None:
-        """Leave the transaction for the PRAGMAs that work only outside of one."""
-        connection.execute("ROLLBACK")
-        for line, statement in script.pragmas:
-            self._execute(connection, script, line, statement)
-        self.database.begin(connection)
-        if _read_version(connection, self.database.shown) != self.version:
-            raise _Again  # another process was faster
-
-    def _run_blocks(self, connection: sqlite3.Connection, watch: _Watch, script: _Script,
-                    text: str, blocks: Iterator[tuple[int, str]]) -> None:
-        """Run a script in the open transaction, block by block."""
-        line = 1
-        while line:
-            careful = line >= script.careful_from
-            for number, piece in _statements(text, line) if careful else ((line, text),):
-                watch.implicit_commit = True
-                try:
-                    connection.executescript(piece)
-                except self.database.errors as error:
-                    failure = self._failure(script, error, number, piece, watch.denied)
-                    if watch.misfit or _needs_autocommit(str(error)):
-                        script.alone = True
-                    elif careful or not isinstance(failure, _Failed):
-                        raise failure from None
-                    else:
-                        script.careful_from = line  # from here on, statement by statement
-                    raise _Again from None
-                if not connection.in_transaction:
-                    script.alone = True
-                    raise _Again
-            if watch.defined:
-                watch.refers |= "references" in text.lower()
-                watch.defined = False
-            self._tick()
-            line, text = next(blocks, (0, ""))
-
-    # -------------------------------------------------------------- scripts on their own
-
-    def _run_alone(self, connection: sqlite3.Connection, pending: list[_Script],
-                   ) -> list[_Script]:
-        """Run the first script, which does not fit in a transaction, under a snapshot.
-
-        Raises:
-            _Failed: it failed, and what it did was put back.
-        """
-        database, since = self.database, time.perf_counter()
-        self._now = script = pending[0]
-        script.open(next(script.blocks(), (1, ""))[1] if script.sql else script.read())
-        before = {} if self.snapshot else _dangling(connection)
-        try:
-            database.snapshot.take(script.name, self.snapshot)
-        except database.errors + (OSError,) as error:
-            raise _Failed(script, f"no snapshot can be made: {database.reason(error)}",
-                          remedy="Make room and rights beside the database, or run it with "
-                                 "--no-snapshot") from None
-        try:
-            connection.close()  # and with it the write lock: the script needs that
-            if script.sql:
-                self._run_statements(script)
-            else:
-                self._run_process(script)
-            with _closing(database.open()) as connection:
-                database.begin(connection)
-                version = _read_version(connection, database.shown)
-                if version not in (self.version, script.version):
-                    raise _Failed(script, f"it set the version to {version}; it leads from "
-                                          f"{self.version} to {script.version}")
-                after = _dangling(connection)
-                if after and self.snapshot:  # which tells what dangled before
-                    before = database.snapshot.read(_dangling)
-                self._conclude(connection, script, before, after, None)
-                self._commit(connection, [script])
-        except BaseException as error:
-            failure = self._failure(script, error)
-            self._give_up(script, failure)
-            raise failure from None
-        database.snapshot.drop()
-        script.seconds = time.perf_counter() - since
-        return [script]
-
-    def _give_up(self, script: _Script, error: BaseException) -> None:
-        """Put back what a script changed that failed or was interrupted."""
-        database, kept, remedy = self.database, "", ""
-        try:
-            if script.outlived:
-                database.snapshot.release()
-                kept = (f"A process that it started is still running, and may write to "
-                        f"{database.shown}: the next run waits for its end"
-                        f"{', and puts back what was there' if self.snapshot else ''}.")
-                remedy = "End that process"
-            elif self.snapshot:
-                database.snapshot.put_back()
-            else:
-                database.snapshot.drop()
-                kept = (f"There was no snapshot: {database.shown} is at version {self.version}, "
-                        f"and holds what {script.name} did before it failed.")
-                remedy = "Make the database right by hand, or restore a backup"
-        except database.errors + (OSError,) as second:
-            database.snapshot.release()
-            raise MigrationError(
-                f"{str(error) or script.path + ': interrupted'}\n{database.shown} could not be put "
-                f"back: {database.reason(second)}\nIt holds what the script left. " + (
-                    f"The next run puts it back, from {database.snapshot.path}, before anything "
-                    "else." if os.path.exists(database.snapshot.path) else
-                    "Restore a backup of it with --restore."),
-                path=script.path, version=self.version) from error
-        if kept and isinstance(error, _Failed):
-            error.kept, error.remedy = kept, remedy
-        elif kept:
-            self.report.warn(kept)
-
-    def _run_statements(self, script: _Script) -> None:
-        """Run an SQL script as the sqlite3 program does, each statement by itself."""
-        with _closing(self.database.open()) as connection:
-            _unenforce(connection)
-            connection.set_progress_handler(self._tick, TICK_INSTRUCTIONS)
-            line = 1
-            for line, text in script.blocks():
-                for number, statement in _statements(text, line):
-                    self._execute(connection, script, number, statement)
-            if connection.in_transaction:
-                self._execute(connection, script, line, "COMMIT")
-
-    def _execute(self, connection: sqlite3.Connection, script: _Script, line: int,
-                 statement: str) -> None:
-        """Execute one statement outside of any transaction of ours."""
-        def execute() -> None:
-            for _ in connection.execute(statement):
-                pass
-
-        try:
-            self.database.patiently(execute)
-        except self.database.errors + (sqlite3.Warning,) as error:
-            raise self._failure(script, error, line, statement) from None
-
-    # -------------------------------------------------------------- processes
-
-    def _run_process(self, script: _Script) -> None:
-        """Run a .py or .sh script, and all that it starts, to their end."""
-        import subprocess
-        import tempfile
-        posix, timeout, command = os.name == "posix", self.database.timeout, script.command()
-        with tempfile.TemporaryFile() as output:
-            shown = None if self.report.output else output
-            alive, held = os.pipe()  # at its end when no process of the script's is left
-            try:
-                process = subprocess.Popen(
-                    [*command, self.database.given], stdin=subprocess.DEVNULL,
-                    stdout=shown, stderr=shown, start_new_session=posix,
-                    env={**os.environ, "FASTMIGRATE_VERSION": str(script.version),
-                         "FASTMIGRATE_SNAPSHOT": f"{os.getpid()} {self.database.snapshot.path}"},
-                    pass_fds=(self.database.snapshot.lock, held) if posix else ())
-            except OSError as error:
-                os.close(alive)
-                raise _Failed(script, f"{command[0]} cannot be run: {error.strerror}",
-                              remedy="Install it, or name another one in the script's first "
-                                     "line") from None
-            finally:
-                os.close(held)
-            try:
-                while not _ends(process, alive, 0.5) and process.poll() is None:
-                    self._tick()
-                failed = _describe(process.wait())
-                if not failed and not _ends(process, alive, min(0.5, timeout)):
-                    self.report.warn(f"{script.name} has ended, but not all processes that it "
-                                     f"started: waiting up to {timeout:g} s for them")
-                    if not _ends(process, alive, timeout):
-                        failed = ("it ended, but processes that it started did not, for "
-                                  f"{timeout:g} s")
-                if failed:
-                    raise _Failed(script, failed, output=_tail(output))
-            except BaseException:
-                script.outlived = not _end(process, alive)
-                raise
-            finally:
-                os.close(alive)
-
-    # -------------------------------------------------------------- looking
-
-    def status(self) -> dict[str, Any]:
-        """Return what status() returns."""
-        database = self.database
-        with database.explained():
-            names, near = _scan(self.folder)
-            self.version, states = database.look(
-                lambda connection, version: self._states(connection, version, names))
-            problems = self._problems(names, states)
-            if near:
-                problems.append(near)
-            if database.snapshot.exists():
-                problems.append(f"{database.snapshot.holder()} has not finished a script: the "
-                                "next run waits for it or, if it died, sets that right.")
-        keys = ("version", "name", "state", "applied_at")
-        return {"db": database.given, "version": self.version, "latest": max(names, default=0),
-                "migrations": [dict(zip(keys, state)) for state in states],
-                "problems": problems}
-
-    def _problems(self, names: dict[int, str], states: list[tuple[Any, ...]]) -> list[str]:
-        """Say where the directory is not what was applied, once for each kind."""
-        database, latest, problems = self.database.shown, max(names, default=0), []
-        if self.version > latest:
-            problems.append(
-                f"{database} is at version {self.version}, newer than the scripts in "
-                f"{self.folder}, which end at {latest}: is this an old release of the "
-                "application?")
-        for kind, text in DRIFT.items():
-            found = [name for number, name, state, *_ in states
-                     if state == kind and (kind != "missing" or number < latest)]
-            if found:
-                problems.append(text.format(names=", ".join(found), db=database,
-                                            folder=self.folder))
-        return problems
-
-    def accept(self) -> list[str]:
-        """Record the applied scripts as they stand now; return the names of those that
-        were recorded otherwise."""
-        database, accepted = self.database, []
-        names, _ = _scan(self.folder)
-        with database.explained(), _closing(database.writing()) as connection:
-            version = _read_version(connection, database.shown)
-            connection.execute(CREATE_HISTORY)
-            for number, name, state, when, mark in self._states(connection, version, names):
-                if state == "missing":
-                    connection.execute(DELETE_HISTORY, (number, number))
-                elif state == "edited" or state == "applied" and not when:
-                    script = _Script(self.folder, number, name)
-                    script.read()
-                    connection.execute(INSERT_HISTORY, (
-                        number, name, script.checksum + mark, when or _utc()))
-                else:
-                    continue
-                accepted.append(name)
-            database.commit(connection)
-        return accepted
-
-    def _states(self, connection: sqlite3.Connection, version: int, names: dict[int, str],
-                thorough: bool = True) -> list[tuple[Any, ...]]:
-        """Return (version, name, state, when it was applied, mark in its checksum) of each
-        script that there is or was, in order. Unless it is to be thorough, none is compared
-        with its checksum, which reads it; and none is returned where it is quickly told that
-        the history records just the scripts that there are.
-        """
-        try:
-            extent = connection.execute(SELECT_EXTENT).fetchone()
-        except connection.OperationalError as error:
-            if "no such table" not in str(error):
-                raise
-            extent = (0, None, None)
-        number, first, last = len(names), min(names, default=0), max(names, default=0)
-        if not thorough and (not extent[0] or last - first + 1 == number
-                             and extent == (number, first, last)):
-            return []
-        recorded = {} if not extent[0] else {
-            row[0]: row[1:] for row in connection.execute(SELECT_HISTORY, (version,))}
-        states: list[tuple[Any, ...]] = []
-        passed = version  # from here up no run passed over a script: none is late
-        for number in sorted({*names, *recorded}, reverse=True):
-            row: tuple[Any, ...] = recorded.get(number, ("", "", None))
-            name, checksum, when = row
-            checksum, mark, after = checksum.partition(AFTER)
-            if number in recorded:
-                passed = int(after or 0)  # or to the one before it, which comes next
-            script = _Script(self.folder, number, str(names.get(number, name)))
-            state = "applied"  # also where the history does not reach
-            if number not in names:
-                state = "missing"
-            elif number > version:
-                state = "pending"
-            elif number not in recorded:
-                state = "late" if number > passed else state
-            elif thorough:
-                script.read()
-                state = "edited" if checksum != script.checksum else state
-            states.append((number, script.name, state, when, mark + after))
-        return states[::-1]
+            if _read_version(connection, self._database.name) == self._run.version:
+                _try_journal_mode(self._database, connection, self._journal_mode)
+        except self._database.errors as error:  # the first one is to be told; closing rolls back
+            if _is_interrupt(error):
+                raise KeyboardInterrupt from None
 
 
-def _unenforce(connection: sqlite3.Connection) -> None:
-    """Turn foreign keys off, or the rebuild of a table deletes its children. They may be on
-    by the application's `connect`, or by the way SQLite was built."""
-    connection.execute("PRAGMA foreign_keys = OFF")
+def _try_journal_mode(database: _Database, connection: sqlite3.Connection, mode: str) -> None:
+    """Set the journal mode of the database, if nobody uses it at this moment."""
+    try:
+        if _journal_mode(connection) != mode:
+            _journal_mode(connection, mode)
+    except database.errors as error:
+        if _is_interrupt(error):
+            raise KeyboardInterrupt from None
 
 
-def _journal_mode(connection: sqlite3.Connection) -> str:
-    return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
-
-
-def _is_interrupt(error: Exception, statement: str = "") -> bool:
-    """Return whether an error stands for a KeyboardInterrupt that was raised in a function
-    that SQLite called. It is lost there: an authorizer then counts as denying, and a progress
-    handler as interrupting. (Where extensions are off, load_extension() is denied too; and
-    an IntegrityError may say whatever the script's RAISE() does.)"""
-    message = str(error)
-    if isinstance(error, MigrationError) or type(error).__name__ == "IntegrityError":
-        return False
-    return message == "interrupted" or "load_extension" not in statement.lower() and (
-        message.startswith("not authorized") or message.endswith("is prohibited"))
+def _set_version(connection: sqlite3.Connection, version: int) -> None:
+    """Set the version. What is written is read again before the commit."""
+    connection.execute(UPDATE_META, (version,)).fetchall()  # a row with PRAGMA count_changes
 
 
 def _needs_autocommit(message: str) -> bool:
@@ -1039,96 +927,1087 @@ def _needs_autocommit(message: str) -> bool:
         and message != "database is locked")  # DETACH
 
 
-def _end(process: subprocess.Popen[bytes], alive: int) -> bool:
-    """Ask a script and what it started to end, then end them; return whether all did."""
-    import signal
-    over = False
-    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
-        try:
-            if os.name == "posix":
-                os.killpg(process.pid, number)
-            else:
-                process.terminate()
-        except (ProcessLookupError, PermissionError):
-            pass  # none is left
-        over = _ends(process, alive, KILL_SECONDS)
-    process.wait()
-    return over
+class _Effects:
+    """What a script did that matters afterwards."""
+
+    def __init__(self, enforced: bool) -> None:
+        self.needs_autocommit = False  # a statement does not fit in a transaction
+        self.denied = ""  # why a statement was denied for another reason
+        self.stateful = False  # it changed the connection
+        self.changes = _Changes()
+        self.savepoints: list[str] = []  # that are open
+        self.enforced = enforced  # foreign keys are enforced in this transaction
+        self.wants_enforced = enforced  # by the last PRAGMA foreign_keys of the script
+        self.in_transaction = False  # between a BEGIN and a COMMIT of the script
+        self.expects_commit = False  # the next COMMIT is that of executescript()
 
 
-def _ends(process: subprocess.Popen[bytes], alive: int, timeout: float) -> bool:
-    """Return whether a script, and all that hold the other end of its pipe, end within the
-    time. (On Windows they cannot inherit that.)"""
-    if os.name == "posix":
-        import select
-        poll = select.poll()
-        poll.register(alive, select.POLLIN)
-        return bool(poll.poll(1000 * min(timeout, 1e6)))
-    import subprocess
+CREATING = (sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_VTABLE, sqlite3.SQLITE_CREATE_VIEW,
+            sqlite3.SQLITE_CREATE_TRIGGER)
+DROPPING = (sqlite3.SQLITE_DROP_TABLE, sqlite3.SQLITE_DROP_VTABLE, sqlite3.SQLITE_DROP_VIEW,
+            sqlite3.SQLITE_DROP_TRIGGER)
+
+
+class _Authorizer:
+    """SQLite's authorizer callback. It ignores the script's own BEGIN and COMMIT, denies
+    statements that cannot run in our transaction, and records which tables the script
+    changed, for the check of foreign keys."""
+
+    def __init__(self) -> None:
+        self._effects: _Effects | None = None  # of the script that runs
+        self._in_head = False  # the script's PRAGMAs before the transaction run
+        self._known: set[str] = set()  # tables whose next INSERT needs no thought
+
+    def callback(self) -> Callable[..., int]:
+        """Return what SQLite is to ask. SQLite asks for every statement of a long script, so
+        the usual answer comes from a plain function, which is much faster than a method."""
+        known, insert, sqlite_ok = self._known, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_OK
+        reading = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
+
+        def authorize(action: int, first: str | None, second: str | None, schema: str | None,
+                      source: str | None) -> int:
+            if (first in known and action == insert or action in reading
+                    or first == "sqlite_master"):
+                return sqlite_ok
+            return self._authorize(action, first, second, schema)
+        return authorize
+
+    def begin_head(self) -> None:
+        self._in_head = True
+
+    def begin_script(self, enforced: bool) -> _Effects:
+        """From here on, statements are those of a script; `enforced` tells whether foreign
+        keys are. Return what will hold the effects of the script."""
+        self._known.clear()
+        self._effects = _Effects(enforced)
+        return self._effects
+
+    def end_script(self) -> None:
+        self._effects = None
+        self._in_head = False
+
+    def expect_commit(self) -> None:
+        """executescript() commits an open transaction before it begins: ignore that."""
+        if self._effects:
+            self._effects.expects_commit = True
+
+    def _authorize(self, action: int, first: str | None, second: str | None,
+                   schema: str | None) -> int:
+        effects = self._effects
+        if effects is None:
+            return _keep_journal(action, first, second) if self._in_head else sqlite3.SQLITE_OK
+        name, changes = _fold(first or ""), effects.changes
+        if action in (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE):
+            allowed = self._change(effects, name, schema)
+            if first and schema == "main" and allowed == sqlite3.SQLITE_OK:
+                self._known.add(first)  # changed already, if it is an INSERT
+            return allowed
+        if action == sqlite3.SQLITE_TRANSACTION:
+            return self._transaction(effects, name)
+        if action == sqlite3.SQLITE_PRAGMA:
+            return self._pragma(effects, name, _fold(second or ""))
+        if action == SQLITE_SAVEPOINT:
+            _track_savepoint(effects.savepoints, name, _fold(second or ""))
+        elif action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH):
+            effects.stateful = True
+        elif action in CREATING:
+            changes.made.add(name)
+        elif action in DROPPING:
+            changes.dropped.add(name)
+        elif action == sqlite3.SQLITE_CREATE_INDEX:
+            changes.changed.add(_fold(second or ""))
+        elif action == sqlite3.SQLITE_DROP_INDEX:
+            changes.changed.add(_fold(second or ""))
+            changes.dropped.add(name)
+        elif action == sqlite3.SQLITE_ALTER_TABLE:
+            changes.made.add(_fold(second or ""))
+            changes.changed.add(_fold(second or ""))
+        elif action == sqlite3.SQLITE_FUNCTION and second == "sqlite_rename_table":
+            changes.everything = True  # ALTER TABLE calls that, on all that may name the table
+        return sqlite3.SQLITE_OK
+
+    def _change(self, effects: _Effects, table: str, schema: str | None) -> int:
+        if table.startswith("sqlite_"):
+            effects.stateful |= table.startswith("sqlite_temp_")
+            return sqlite3.SQLITE_OK
+        if schema == "main":
+            effects.changes.changed.add(table)
+        if effects.wants_enforced == effects.enforced:
+            return sqlite3.SQLITE_OK
+        if effects.in_transaction and effects.enforced:
+            effects.denied = (
+                "PRAGMA foreign_keys = OFF does nothing after BEGIN: this could delete rows of "
+                "other tables with those of its own. Move the PRAGMA before BEGIN.")
+            return sqlite3.SQLITE_DENY
+        effects.needs_autocommit = True
+        return sqlite3.SQLITE_DENY
+
+    def _transaction(self, effects: _Effects, operation: str) -> int:
+        if operation == "rollback":
+            effects.needs_autocommit = True
+            return sqlite3.SQLITE_DENY
+        if effects.expects_commit:
+            effects.expects_commit = False
+        else:
+            effects.in_transaction = operation == "begin"
+        return sqlite3.SQLITE_IGNORE
+
+    def _pragma(self, effects: _Effects, name: str, value: str) -> int:
+        effects.stateful |= bool(value)
+        if name == "foreign_keys" and value:
+            self._known.clear()
+            effects.wants_enforced = value in ("on", "yes", "true") or (
+                value.isdecimal() and int(value) > 0)
+        elif name == "writable_schema":
+            effects.changes.everything = True
+        elif name in ("synchronous", "query_only", "count_changes") and value:
+            return sqlite3.SQLITE_IGNORE  # would fail, or stop us; matters to this connection only
+        elif (name == "wal_checkpoint" or name == "journal_mode" and value
+              and value not in WEAK_JOURNALS) and not effects.in_transaction:
+            effects.needs_autocommit = True
+            return sqlite3.SQLITE_DENY
+        return _keep_journal(sqlite3.SQLITE_PRAGMA, name, value)
+
+
+def _keep_journal(action: int, first: str | None, second: str | None, *more: object) -> int:
+    """An authorizer that ignores what would weaken a transaction: without a journal on the
+    disk, SQLite cannot roll back, and a crash leaves a damaged database."""
+    name, value = _fold(first or ""), _fold(second or "")
+    if action == sqlite3.SQLITE_PRAGMA and value and (
+            name in PROCESS_PRAGMAS or name == "synchronous"
+            or name == "journal_mode" and value in WEAK_JOURNALS):
+        return sqlite3.SQLITE_IGNORE
+    return sqlite3.SQLITE_OK
+
+
+def _track_savepoint(open_ones: list[str], operation: str, name: str) -> None:
+    """Note that a script opened or released a savepoint; a release ends those inside it."""
+    if operation == "begin":
+        open_ones.append(name)
+    elif operation == "release" and name in open_ones:
+        while open_ones.pop() != name:
+            pass
+
+
+# ------------------------------------------------------------------ scripts on a working copy
+
+
+GATE_PAGES, GATE_STEP = 80, 64  # of the small database that holds the lock in WAL mode
+
+
+class _CopyRejected(Exception):
+    """The script has left something that cannot become the database."""
+
+    def __init__(self, what: str, remedy: str = "Fix the script") -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
+class _StartAgain(Exception):
+    """The journal mode changed, or the copy was taken away, before the write lock was held.
+    Nothing has run yet."""
+
+
+def _run_on_copy(run: _Run, pending: list[_Script]) -> list[_Applied]:
+    """Run the first script on a working copy of the database, and make the copy the database
+    in one transaction, which holds the version too.
+
+    Raises:
+        _ScriptFailed: it failed. The database has not been touched.
+        _Moved: another process was faster. Nothing has run.
+    """
+    database, script = run.database, pending[0]
+    done: list[_Applied] = []
+    modes: list[str] = []  # the journal modes that an SQL script sets
+    reading = _Reading(script)
+    beginning = next(reading.blocks(), (1, ""))[1] if script.is_sql else reading.read_beginning()
+    header = _read_header(script, beginning)
+    copy = database.working_copy(f"{script.version:04d}", run.tick)
+
+    def work(reader: sqlite3.Connection) -> int:
+        run.check_version(reader)
+        copy.remove_leftovers()
+        run.begin_once(reader)
+        since = time.perf_counter()
+        run.show_progress_of(lambda: f"{script.name}: copying {database.name}")
+        copy.fill_from(reader)
+        before, output = _fingerprint(copy.path), ""
+        if script.is_sql:
+            checksum = _run_statements(run, script, copy.path, modes)
+        else:
+            checksum = reading.read_to_end()
+            run.show_progress_of(lambda: f"{script.name} is running")
+            output = _run_process(run, script, copy.path)
+        unchanged = _fingerprint(copy.path) == before
+        _conclude_on_copy(run, script, header, copy.path, checksum)
+        if unchanged and "database is locked" in output:
+            database.report.warn(f"{script.name} did not change {database.name}, and it printed "
+                                 f"\"database is locked\". {_WORKS_ON_COPY.format(database.name)}")
+        done.append(_Applied(script, checksum, time.perf_counter() - since,
+                             ", the database is unchanged" if unchanged else ""))
+        run.show_progress_of(lambda: f"{script.name}: writing {database.name}")
+        return script.version
+
+    mode = _leave_wal(run, header)
     try:
-        process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
+        copy.replace_database(work)
+    except BaseException as error:
+        if mode:
+            with _closing(database.open()) as connection:
+                _try_journal_mode(database, connection, mode)
+        if isinstance(error, _CopyRejected):
+            raise _ScriptFailed(script, str(error), remedy=error.remedy) from None
+        if isinstance(error, _LockedError) and done:
+            raise _ScriptFailed(script, f"its work was discarded, because {error.who}",
+                                remedy=error.remedy) from None
+        raise _to_failure(database, script, error) from None
+    if modes and modes[-1] != "wal" and _journal_mode_of(database) == "wal":
+        database.report.warn(f"{database.name} stays in WAL mode after {script.name}. Leave WAL "
+                             "mode at the head of an SQL script")
+    return done
 
 
-def _describe(status: int) -> str:
-    """Return how a script failed, "" if it did not."""
-    if status >= 0:
-        return f"it failed with exit status {status}" if status else ""
-    import signal
-    names = {number.value: number.name for number in signal.Signals}
-    return f"it was killed by {names.get(-status, f'signal {-status}')}"
+def _leave_wal(run: _Run, header: _Header) -> str:
+    """Leave WAL mode if a script that runs on a copy begins with that, because a copy does not
+    carry it over. Return "wal" if the database was in WAL mode, else ""."""
+    modes = [_parse_pragma(statement)[1] for _, statement in header.pragmas
+             if _parse_pragma(statement)[0] == "journal_mode"]
+    if not modes or modes[-1] == "wal" or _journal_mode_of(run.database) != "wal":
+        return ""
+    with _closing(run.database.open()) as connection:
+        run.check_version(connection)
+        run.database.execute_patiently(connection, f"PRAGMA journal_mode = {modes[-1]}")
+    return "wal"
 
 
-def _tail(output: Any) -> str:
-    """Return the last lines of a script's output."""
-    size = output.seek(0, os.SEEK_END)
-    output.seek(max(0, size - 4000))
-    lines = output.read().decode(errors="replace").splitlines()
-    return "\n".join((["..."] if size > 4000 or len(lines) > 20 else []) + lines[-20:])
+_WORKS_ON_COPY = ("A script has to work on the database that is its first argument, which is a "
+                  "copy of {}. The database itself is locked until the copy has replaced it.")
 
 
-# ------------------------------------------------------------------ reading scripts
+def _conclude_on_copy(run: _Run, script: _Script, header: _Header, path: str,
+                      checksum: str) -> None:
+    """Check what a script made of its copy, and write version and history into it."""
+    database = run.database
+    if not os.path.isfile(path):  # SQLite would create an empty one
+        raise _ScriptFailed(script, "it removed the database that it was given")
+    with _closing(database.open(path)) as connection:
+        version = _read_version_of_copy(database, script, connection)
+        if version not in (run.version, script.version):
+            raise _ScriptFailed(script, f"it set the version to {version}; it may only leave it "
+                                        f"at {run.version}, or set it to {script.version}")
+        if any(_dangles(connection, table) for table in _parents(connection)):
+            before = database.read(lambda original, version: _read_dangling(
+                original, _parents(original)))[1]
+            _check_references(connection, database.report, script, header, _compare_dangling(
+                before, _read_dangling(connection, _parents(connection))))
+        _set_version(connection, script.version)
+        _record(connection, run.version, [_Applied(script, checksum)],
+                run.broken_before(connection))
+        version = _read_version(connection, "the working copy")
+        if version != script.version:
+            raise _ScriptFailed(script, f"_meta says {version}, where {script.version} was "
+                                        "written. A trigger on _meta must not change that")
+        database.commit(connection)
+
+
+def _read_version_of_copy(database: _Database, script: _Script, connection: sqlite3.Connection,
+                          ) -> int:
+    """Begin a transaction on a copy that a script has left; return the version it holds.
+
+    Raises: _ScriptFailed if the copy is damaged or has no version.
+    """
+    given = "the database that it was given"
+    try:
+        _prepare_for_writing(connection, durable=False)
+        database.begin(connection)
+        version = _read_version(connection, given)
+        damage = _find_damage(connection)
+    except _LockedError:
+        raise _ScriptFailed(script, f"a process that it started still holds {given}",
+                            remedy="Let it wait for the processes that it starts") from None
+    except MigrationError as error:
+        raise _ScriptFailed(script, f"it has spoilt the version: {error}") from None
+    except database.errors as error:
+        if str(error).startswith(("no such", "unknown function")):
+            return version  # the application knows it; the scripts are run without
+        if not _is_damage(error):
+            raise
+        damage = str(error)
+    if damage:
+        raise _ScriptFailed(script, f"it has damaged {given}: {damage}")
+    return version
+
+
+def _run_statements(run: _Run, script: _Script, path: str, modes: list[str]) -> str:
+    """Run an SQL script on the database at a path as the sqlite3 program does, each statement
+    by itself. Append the journal modes that it sets to `modes`; return its checksum."""
+    database, reading = run.database, _Reading(script)
+    run.show_progress_of(reading.progress)
+    with _closing(database.open(path)) as connection:
+        _prepare_for_writing(connection, durable=False)
+        connection.set_progress_handler(run.tick, TICK_INSTRUCTIONS)
+        line, undo = 1, 0
+        for line, text in reading.blocks():
+            undo = _refuse_undo(script, text, line, undo)
+            for number, statement in _statements(text, line):
+                pragma, value = _parse_pragma(statement)
+                if pragma == "journal_mode" and value:
+                    modes.append(value)
+                if pragma not in PROCESS_PRAGMAS:
+                    _execute(database, connection, script, number, statement)
+        if connection.in_transaction:
+            _execute(database, connection, script, line, "COMMIT")
+    return reading.checksum
+
+
+def _execute(database: _Database, connection: sqlite3.Connection, script: _Script, line: int,
+             statement: str) -> None:
+    """Execute one statement of a script outside of any transaction of ours."""
+    try:
+        database.execute_patiently(connection, statement)
+    except database.errors + (sqlite3.Warning,) as error:
+        raise _to_failure(database, script, error, line, statement) from None
+
+
+class _WorkingCopy:
+    """A copy of the database beside it, and how the copy becomes the database.
+
+    The write lock of the database is held without a gap from before the copy is filled to
+    the end of the transaction that writes the copy over the database. Else a write of
+    another connection in between would be lost. SQLite makes no backup into a connection
+    that has a transaction open, so there are two ways to keep the lock: an exclusive
+    connection in rollback-journal modes, and a backup that has begun already in WAL mode,
+    where no connection is ever alone.
+
+    Whatever fails before that transaction commits, the database has not been touched, so
+    there is nothing to put back. A copy that a killed process leaves is removed by the next
+    process that holds the lock and has a script to run on a copy.
+    """
+
+    def __init__(self, database: _Database, label: str, tick: Callable[[], None]) -> None:
+        self._database = database
+        self._tick = tick
+        self.path = f"{os.path.realpath(database.path)}-copy-{label}-{_unique()}"
+        self._identity = (0, 0)  # device and inode of the file that we created
+
+    def replace_database(self, work: Callable[[sqlite3.Connection], int]) -> None:
+        """Hold the write lock; let `work` fill and change the copy; then make it the database.
+
+        `work` gets a connection that reads the database, and returns the version that the
+        copy is at. An exception in it leaves the database as it was.
+        """
+        while True:
+            try:
+                self._database.must_exist()
+                with _closing(self._database.open()) as target, \
+                        _closing(self._database.open()) as reader:
+                    if self._database.prepare_for_writing(target) == "wal":
+                        self._replace_in_wal(target, reader, work)
+                    else:
+                        self._replace_in_rollback_mode(target, reader, work)
+                return
+            except _StartAgain:
+                pass
+            finally:
+                try:
+                    _remove_database(self.path)
+                except KeyboardInterrupt:
+                    _remove_database(self.path)  # it came before all of it was removed
+                    raise
+
+    def _replace_in_rollback_mode(self, target: sqlite3.Connection, reader: sqlite3.Connection,
+                                  work: Callable[[sqlite3.Connection], int]) -> None:
+        """Readers read on until the copy is complete and the commit asks for them to finish."""
+        database = self._database
+        database.begin(target)
+        if _journal_mode(target) == "wal":
+            raise _StartAgain  # another process has changed it just before we had the lock
+        # Not earlier: the recovery of a hot journal would make `target` exclusive at once,
+        # and `reader` could never read.
+        target.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+        self._create()
+        version = work(reader)
+        reader.close()
+        database.commit(target)  # waits for readers; the lock stays, and is exclusive from here on
+        with _closing(self._database.open(self.path)) as source:
+            self._pin(source, version)
+            source.backup(target, pages=BACKUP_PAGES, progress=self._watch_time())
+
+    def _replace_in_wal(self, target: sqlite3.Connection, reader: sqlite3.Connection,
+                        work: Callable[[sqlite3.Connection], int]) -> None:
+        """Begin to back up a small database, the gate, over the database: the first step of
+        that takes the write lock, and the backup keeps it to its end. In between, `work` makes
+        the gate's file the copy. SQLite sees that the source has changed, and copies it anew,
+        in the one transaction that has been open all the time. Readers are never disturbed.
+        """
+        database, wait = self._database, _Wait(self._database)
+        worked: list[bool] = []
+        database.begin(target)  # wait here, not with a gate that others would remove
+        target.execute("ROLLBACK")
+        with _closing(self._make_gate(target)) as gate:
+
+            def step(status: int, remaining: int, total: int) -> None:
+                if status in (SQLITE_BUSY, SQLITE_LOCKED):
+                    wait.check()
+                self._tick()
+                if worked or status in (SQLITE_BUSY, SQLITE_LOCKED):
+                    return
+                # The lock is held from here on. Whoever held it before us may have taken our
+                # gate for a leftover, or changed the journal mode.
+                if _identify(self.path) != self._identity or _journal_mode(reader) != "wal":
+                    raise _StartAgain
+                worked.append(True)
+                version = work(reader)
+                self._check_page_size(reader)
+                self._take_in_replacement(gate)
+                self._pin(gate, version)
+
+            gate.backup(target, pages=GATE_STEP, progress=step, sleep=POLL_SECONDS)
+        # The whole database is in the log now; without this it would stay there twice.
+        target.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _create(self) -> None:
+        """Create the empty, private file that becomes the copy."""
+        _create_private(self.path, self._database.path)
+        self._identity = _identify(self.path)
+        if self._identity == (0, 0):
+            raise _StartAgain  # whoever holds the lock took it for a leftover
+
+    def _make_gate(self, target: sqlite3.Connection) -> sqlite3.Connection:
+        """Return a connection to a new database at the path of the copy. It has more pages
+        than a step of the backup copies, or the first step would be the last and commit it."""
+        database = self._database
+        size = int(target.execute("PRAGMA page_size").fetchall()[0][0])
+        encoding = target.execute("PRAGMA encoding").fetchall()[0][0]
+        self._create()
+        gate = database.open(self.path)
+        try:
+            _prepare_for_writing(gate, durable=False)
+            for statement in ("PRAGMA auto_vacuum = NONE", f"PRAGMA page_size = {size}",
+                              f"PRAGMA encoding = '{encoding}'", "CREATE TABLE gate (x)",
+                              f"INSERT INTO gate VALUES (zeroblob({GATE_PAGES * size}))",
+                              "DROP TABLE gate"):
+                gate.execute(statement).fetchall()
+            if int(gate.execute("PRAGMA page_count").fetchall()[0][0]) <= GATE_STEP:
+                raise sqlite3.OperationalError("the gate is too small")
+        except BaseException as error:
+            gate.close()
+            if isinstance(error, database.errors) and _identify(self.path) != self._identity:
+                raise _StartAgain from None  # whoever holds the lock took it for a leftover
+            raise
+        return gate
+
+    def fill_from(self, source: sqlite3.Connection) -> None:
+        """Make the copy what another database is."""
+        with _closing(self._database.open(self.path)) as copy:
+            copy.execute("PRAGMA synchronous = OFF").fetchall()  # its loss would lose nothing
+            source.backup(copy, pages=BACKUP_PAGES, progress=self._watch_time())
+            copy.execute("PRAGMA journal_mode = DELETE").fetchall()  # it may say WAL
+
+    def _take_in_replacement(self, gate: sqlite3.Connection) -> None:
+        """If the script put another file in the place of the copy, as `mv new.db "$1"` does,
+        copy that into the file that the running backup reads."""
+        if _identify(self.path) == self._identity:
+            return
+        with _closing(self._database.open(self.path)) as other:
+            if _journal_mode(other, "DELETE") != "delete":
+                raise _CopyRejected("a process that it started still uses the database that it "
+                                    "was given", "Let it wait for the processes that it starts")
+            # With a journal on the disk, SQLite does not write to a file that was moved. (Some
+            # builds do not know the mode OFF.)
+            gate.execute("PRAGMA journal_mode = MEMORY").fetchall()
+            other.backup(gate, pages=BACKUP_PAGES, progress=self._watch_time())
+
+    def _check_page_size(self, reader: sqlite3.Connection) -> None:
+        with _closing(self._database.open(self.path)) as copy:  # an open one knows the old size
+            sizes = [c.execute("PRAGMA page_size").fetchall()[0][0] for c in (reader, copy)]
+        if sizes[0] != sizes[1]:
+            raise _CopyRejected(
+                f"it changed the page size from {sizes[0]} to {sizes[1]}, which SQLite does not "
+                "do in WAL mode",
+                "Leave WAL mode in an SQL script before this one, with PRAGMA journal_mode = "
+                "DELETE;")
+
+    def _pin(self, source: sqlite3.Connection, version: int) -> None:
+        """Begin a read transaction, so that nobody changes the copy any more, and check that
+        it is what was migrated."""
+        source.execute("BEGIN")
+        found = _read_version(source, "the working copy")
+        if found != version:
+            raise _CopyRejected(f"the version of its copy changed from {version} to {found} after "
+                                "it had ended", "Let it wait for the processes that it starts")
+
+    def _watch_time(self) -> Callable[[int, int, int], None]:
+        """Return a progress function for one backup, which by itself would wait for a lock
+        for ever."""
+        wait = _Wait(self._database)
+
+        def progress(status: int, remaining: int, total: int) -> None:
+            if status in (SQLITE_BUSY, SQLITE_LOCKED):
+                wait.check()
+            self._tick()
+        return progress
+
+    def remove_leftovers(self) -> None:
+        """Remove the copies of processes that were killed. The write lock is held, so no
+        process but this one is at work on a copy; one that waits for the lock makes its gate
+        anew."""
+        for path in self._database.find_copies():
+            if path != self.path:
+                _remove_database(path)
+
+
+class _MemoryCopy(_WorkingCopy):
+    """A working copy of a database in memory: there is no lock to hold."""
+
+    def __init__(self, database: _MemoryDatabase, path: str, tick: Callable[[], None]) -> None:
+        super().__init__(database, "", tick)
+        self._memory = database
+        self.path = path
+
+    def replace_database(self, work: Callable[[sqlite3.Connection], int]) -> None:
+        """Let `work` fill and change the copy; then make it the database."""
+        try:
+            version = work(self._memory.connection)
+            with _closing(self._database.open(self.path)) as source:
+                self._pin(source, version)
+                source.backup(self._memory.connection)
+        finally:
+            _remove_database(self.path)
+
+
+def _unique() -> str:
+    """Return what makes the name of a file beside a database this process's own."""
+    return f"{os.getpid()}-{os.urandom(3).hex()}"
+
+
+def _identify(path: str) -> tuple[int, int]:
+    """Return device and inode of the file at a path, (0, 0) if there is none."""
+    try:
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+    except OSError:
+        return 0, 0
+
+
+def _fingerprint(path: str) -> tuple[object, ...]:
+    """Return what differs after anybody has written to the copy: SQLite counts the changes in
+    the header of the file."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            header = file.read(100)
+    except OSError:
+        header = b""
+    return _identify(path), header, os.path.exists(path + "-wal")
+
+
+# ------------------------------------------------------------------ foreign keys, triggers, views
+
+
+MISMATCH = "foreign key mismatch"  # the parent has no such key
+
+
+# What a script can have broken, and when that is judged. A reference that dangles fails the
+# script that left it. A trigger, a view or a foreign key that does not work any more is judged
+# at the end of the run, because a later script may fix it, and is only a warning.
+
+
+class _Changes:
+    """What a script did that can break a reference, a trigger or a view. Names are folded."""
+
+    def __init__(self) -> None:
+        self.changed: set[str] = set()  # tables whose rows, columns or indexes it changed
+        self.made: set[str] = set()  # tables, views and triggers that it created or altered
+        self.dropped: set[str] = set()  # tables, views and triggers
+        self.everything = False  # it renamed a table, or wrote the schema by hand
+
+    def can_break(self) -> bool:
+        """Return whether a trigger, a view or a foreign key may not work any more."""
+        return bool(self.everything or self.made or self.dropped)
+
+
+class _Unmeasured(Exception):
+    """References dangle, and it is not known which of them did so before the script."""
+
+
+class _References:
+    """Finds the dangling references that the scripts of one transaction leave.
+
+    It remembers which table refers to which, because to read that anew for each script took
+    1,000 small scripts from 0.7 s to 14.6 s.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, measured: bool) -> None:
+        self._connection = connection
+        self._measured = measured  # know what dangles before each script
+        self._before: KeysThatDangle | None = None  # what dangled before this one, if measured
+        self._parents: dict[str, set[str]] | None = None  # of each child; None: not read yet
+
+    def start(self) -> None:
+        """A script is about to run."""
+        if self._measured and self._before is None:
+            self._before = _read_dangling(self._connection, _parents(self._connection))
+
+    def dangling(self, changes: _Changes) -> list[_Dangling]:
+        """Return what dangles, old or new, after a script. Call this after each script.
+
+        Raises:
+            _Unmeasured: something dangles. Roll back, and run the scripts again with an
+                object that is `measured`. Most databases have no dangling references, so
+                the measuring, which reads all tables, is done only then.
+        """
+        affected = self._affected(changes)
+        if self._before is None:
+            if any(_dangles(self._connection, child) for child in affected):
+                raise _Unmeasured
+            return []
+        if not affected:
+            return []
+        before = self._before
+        self._before = _read_dangling(self._connection, self._parents or ())
+        return _compare_dangling(before, self._before)
+
+    def _affected(self, changes: _Changes) -> list[str]:
+        """Return the tables whose foreign keys a script can have broken."""
+        if self._parents is None or changes.everything:
+            self._parents = _parents(self._connection)
+        else:
+            for table in changes.made | changes.dropped:
+                self._parents.pop(table, None)
+                parents = {_fold(row[2]) for row in self._connection.execute(
+                    f"PRAGMA main.foreign_key_list({_quoted(table)})").fetchall()}
+                if parents:
+                    self._parents[table] = parents
+        touched = changes.changed | changes.made | changes.dropped
+        return [child for child, parents in self._parents.items() if changes.everything
+                or child in touched or not parents.isdisjoint(touched)]
+
+
+def _fold(name: str) -> str:
+    """Return a name in the one form that SQLite compares: it ignores the case of A to Z only."""
+    if name.isascii():
+        return name.lower()
+    return name.encode(errors="surrogatepass").lower().decode(errors="surrogatepass")
+
+
+SELECT_REFERENCES = (
+    'SELECT t.name, f."table" FROM main.sqlite_master AS t, '
+    "pragma_foreign_key_list(t.name, 'main') AS f WHERE t.type = 'table'")
+
+
+def _parents(connection: sqlite3.Connection) -> dict[str, set[str]]:
+    """Return {table: the tables that it refers to} for the tables with foreign keys."""
+    found: dict[str, set[str]] = {}
+    for child, parent in connection.execute(SELECT_REFERENCES).fetchall():
+        found.setdefault(_fold(child), set()).add(_fold(parent))
+    return found
+
+
+def _dangles(connection: sqlite3.Connection, child: str) -> bool:
+    """Return whether a table has a dangling reference, or perhaps one."""
+    cursor = connection.cursor()
+    try:
+        cursor.execute(f"PRAGMA main.foreign_key_check({_quoted(child)})")
+        return cursor.fetchone() is not None
+    except connection.OperationalError as error:
+        if MISMATCH not in str(error):
+            raise
+        return True  # one foreign key that cannot work hides the others of its table
+    finally:
+        cursor.close()  # there may be millions of further rows
+
+
+def _foreign_keys(connection: sqlite3.Connection, child: str) -> list[ForeignKey]:
+    """Return (child, parent, columns of the child, key) of each foreign key of a table: see
+    _key_of_parent()."""
+    found: dict[int, list[Any]] = {}
+    for row in connection.execute(
+            f"PRAGMA main.foreign_key_list({_quoted(child)})").fetchall():
+        found.setdefault(row[0], []).append(row)
+    return [(child, rows[0][2], tuple(row[3] for row in rows),
+             _key_of_parent(connection, rows[0][2], [row[4] for row in rows]))
+            for rows in found.values()]
+
+
+def _key_of_parent(connection: sqlite3.Connection, parent: str, named: list[str | None],
+                   ) -> tuple[str, ...] | None:
+    """Return the columns of the parent that a foreign key refers to: those that it names, or
+    the primary key; () if they are no unique key, so that SQLite checks nothing; None if there
+    is no such table, so that every reference dangles."""
+    try:
+        columns = connection.execute(f"PRAGMA main.table_info({_quoted(parent)})").fetchall()
+    except connection.OperationalError:
+        return ()  # a view that does not compile
+    if not columns:
+        return None
+    keys = [[row[1] for row in sorted(columns, key=lambda row: row[5]) if row[5]]]  # primary
+    wanted = [column for column in named if column] or keys[0]
+    for _, index, unique, _, partial in connection.execute(
+            f"PRAGMA main.index_list({_quoted(parent)})").fetchall():
+        if unique and not partial:
+            keys.append([row[2] or "" for row in connection.execute(
+                f"PRAGMA main.index_info({_quoted(index)})").fetchall()])
+    works = len(wanted) == len(named) and any(
+        sorted(map(_fold, key)) == sorted(map(_fold, wanted)) for key in keys)
+    return tuple(wanted) if works else ()
+
+
+def _read_dangling(connection: sqlite3.Connection, tables: Iterable[str]) -> KeysThatDangle:
+    """Return {name: (foreign key, what dangles)} of all foreign keys of some tables. By the
+    name, which is (child, parent, column, ...), a foreign key is found again after a script."""
+    from collections import Counter
+    found: KeysThatDangle = {}
+    for child in tables:
+        for key in _foreign_keys(connection, child):
+            name = tuple(map(_fold, (child, key[1], *key[2])))
+            found.setdefault(name, (key, Counter()))[1].update(_dangling_values(connection, key))
+    return found
+
+
+def _dangling_values(connection: sqlite3.Connection, foreign_key: ForeignKey) -> dict[Any, int]:
+    """Return {value: the number of rows that refer to it} of what dangles.
+
+    The value is a tuple of bytes: so 1 is '1' when a rebuild changes the type of a column, and
+    text that is not UTF-8 can be read. The comparison is SQLite's own for foreign keys: with
+    the collation and the type of the parent's column, which the + leaves to it.
+    """
+    child, parent, columns, key = foreign_key
+    if key == ():
+        return {}
+    own = [f"c.{_quoted(column)}" for column in columns]
+    condition = " AND ".join(f"{column} IS NOT NULL" for column in own)
+    if key:
+        condition += f" AND NOT EXISTS (SELECT 1 FROM main.{_quoted(parent)} AS p WHERE " + (
+            " AND ".join(f"p.{_quoted(t)} = +{column}" for t, column in zip(key, own))) + ")"
+    values = ", ".join(f"CAST({column} AS BLOB)" for column in own)
+    rows = connection.execute(f"SELECT count(*), {values} FROM main.{_quoted(child)} AS c "
+                              f"WHERE {condition} GROUP BY {values}")
+    return {tuple(value): number for number, *value in rows}
+
+
+class _Dangling:
+    """What dangles of one foreign key after a script."""
+
+    def __init__(self, key: ForeignKey, old: Counter[Any], new: Counter[Any]) -> None:
+        self.child, self.parent, self.columns, parent_key = key
+        self.gone = parent_key is None  # there is no table `parent`
+        self.old = sum(old.values())  # references that dangled before the script too
+        self.new = sum(new.values())
+        self.example = next(iter(new), ())  # a value that dangles now
+
+    def describe(self, connection: sqlite3.Connection) -> str:
+        """Return a sentence on one of the new ones."""
+        if self.gone:
+            return f"{self.child} refers to the table {self.parent}, which does not exist"
+        where = " AND ".join(f"CAST({_quoted(column)} AS BLOB) = ?" for column in self.columns)
+        try:
+            rowid = connection.execute(f"SELECT min(rowid) FROM main.{_quoted(self.child)} "
+                                       f"WHERE {where}", self.example).fetchall()[0][0]
+            row = f"{self.child} row {rowid}"
+        except connection.OperationalError:  # it is WITHOUT ROWID
+            row = f"a row of {self.child} with " + " and ".join(
+                f"{column} = {data.decode(errors='replace')}"
+                for column, data in zip(self.columns, self.example))
+        return f"{row} refers to a row of {self.parent} that does not exist"
+
+
+def _compare_dangling(before: KeysThatDangle, now: KeysThatDangle) -> list[_Dangling]:
+    """Return what dangles now, and how much of it did not dangle before.
+
+    Rows are known again by the value that dangles, because a rebuild numbers them anew, and
+    not all tables have row numbers. A foreign key that was not there before can be one that is
+    gone, with a table or a column renamed: then the values of that one count as old.
+    """
+    from collections import Counter
+    known = {name: Counter(values) for name, (_, values) in before.items()}
+    renamed = sum((known[name] for name in before.keys() - now), Counter())
+    found = []
+    for name, (key, values) in now.items():
+        tolerated = known.get(name, renamed)
+        old = values & tolerated
+        tolerated.subtract(old)
+        if values:
+            found.append(_Dangling(key, old, values - old))
+    return found
+
+
+def _check_references(connection: sqlite3.Connection, report: _Report, script: _Script,
+                      header: _Header, found: list[_Dangling]) -> None:
+    """Fail a script that leaves references dangling; tolerate those from before it."""
+    new, old = sum(each.new for each in found), sum(each.old for each in found)
+    if new and "no-foreign-key-check" not in header.directives:
+        what, remedy = _explain_dangling(connection, found, "--" if script.is_sql else "#")
+        raise _ScriptFailed(script, what, remedy=remedy)
+    if new:
+        report.warn(f"{script.name} leaves {_plural(new, 'dangling reference')}, as its "
+                    "no-foreign-key-check allows")
+    if old:
+        report.warn(f"there are {_plural(old, 'reference')} to rows that do not exist, from "
+                    f"before {script.name}. See PRAGMA foreign_key_check.")
+
+
+def _explain_dangling(connection: sqlite3.Connection, found: list[_Dangling], comment: str,
+                      ) -> tuple[str, str]:
+    """Return what a script is refused for, and what to do. `comment` begins a comment in the
+    language of the script."""
+    new = sorted((each for each in found if each.new), key=lambda each: not each.gone)
+    number = sum(each.new for each in new)
+    what = f"it leaves {_plural(number, 'dangling reference')}: {new[0].describe(connection)}"
+    if not new[0].gone:
+        return what, ("Fix the script. If this is intended, start it with the line "
+                      f"`{comment} fastmigrate: no-foreign-key-check`")
+    return what, (f"Keep {new[0].parent}, or first drop {new[0].child} or rebuild it without this "
+                  "foreign key. If that followed a table that the script renamed, begin the script "
+                  "with the line `PRAGMA legacy_alter_table = ON;`")
+
+
+# -------------------------------------------------------------- what no longer works
+
+# What SQLite says about an object that needs something only the application has.
+OF_THE_APPLICATION = (
+    "no such function", "no such collation sequence", "no such module", "no such tokenizer",
+    "wrong number of arguments to function", "unsafe use of", "not authorized",
+    "is prohibited", "vtable constructor failed")
+
+
+def _newly_broken(connection: sqlite3.Connection, before: list[Any],
+                  ) -> dict[str, tuple[str, str]]:
+    """Return what _broken_objects() finds now and does not find in the schema `before`. To
+    look at that only now costs nothing if nothing is broken, which is nearly always."""
+    broken = _broken_objects(connection, _read_objects(connection))
+    if not broken:
+        return {}
+    with _closing(_empty_copy(before)) as scratch:
+        old = _broken_objects(scratch, before)
+    return {name: found for name, found in broken.items() if name not in old}
+
+
+def _broken_objects(connection: sqlite3.Connection, objects: list[Any],
+                    ) -> dict[str, tuple[str, str]]:
+    """Return {name: (reason, its SQL)} of the views and triggers that do not compile, and of
+    the tables with a foreign key that cannot work. Nothing is written: EXPLAIN only compiles.
+
+    Foreign keys must be off in this connection, or SQLite reports them as faults of triggers.
+    """
+    broken = {}
+    for kind, name, _, sql in objects:
+        reason = ""
+        if kind == "view":
+            reason = _compile(connection, f"SELECT * FROM main.{_quoted(name)}", objects)
+        elif kind == "table":
+            reason = _broken_foreign_key(connection, name)
+        if reason:
+            broken[f"{kind} {name}"] = reason, sql
+    tables = dict.fromkeys(table for kind, _, table, _ in objects if kind == "trigger")
+    suspects = {table: reason for table in tables
+                if (reason := _compile_writes(connection, table, objects))}
+    if suspects:
+        broken.update(_broken_triggers(objects, suspects) or {
+            f"a trigger of {table}": (reason, table) for table, reason in suspects.items()})
+    return broken
+
+
+def _broken_triggers(objects: list[Any], tables: Container[str]) -> dict[str, tuple[str, str]]:
+    """Return {name: (reason, its SQL)} of the triggers of some tables that do not compile.
+
+    SQLite does not say which trigger of a table is at fault, or whether it is one that the
+    trigger sets off on another table. So each is tried without the others, in an empty copy of
+    the schema. Only those of views stay: without them nothing writes to a view.
+    """
+    broken: dict[str, tuple[str, str]] = {}
+    views = {name for kind, name, *_ in objects if kind == "view"}
+    triggers = [row[1:] for row in objects if row[0] == "trigger"]
+    with _closing(_empty_copy(objects)) as scratch:
+        for name, table, sql in triggers:
+            if table in tables:
+                scratch.execute("BEGIN")
+                for other, owner, _ in triggers:
+                    if other != name and (owner == table or owner not in views):
+                        scratch.execute(f"DROP TRIGGER IF EXISTS {_quoted(other)}")
+                reason = _compile_writes(scratch, table, objects)
+                scratch.execute("ROLLBACK")
+                if reason:
+                    broken[f"trigger {name}"] = reason, sql
+    return broken
+
+
+def _compile_writes(connection: sqlite3.Connection, table: str, objects: list[Any]) -> str:
+    """Return why a statement that sets off the triggers of a table does not compile, or ""."""
+    quoted = _quoted(table)
+    try:
+        columns = [_quoted(row[1]) for row in connection.execute(
+            f"PRAGMA main.table_xinfo({quoted})").fetchall() if not row[6]]  # not generated
+    except connection.OperationalError:
+        return ""  # a view that does not compile itself
+    for statement in (f"INSERT INTO main.{quoted} DEFAULT VALUES", f"DELETE FROM main.{quoted}",
+                      f"UPDATE main.{quoted} SET " + ", ".join(f"{c} = {c}" for c in columns)):
+        reason = _compile(connection, statement, objects)
+        # No trigger of a view replaces this kind of write, so no trigger is broken.
+        if reason and reason != f"cannot modify {table} because it is a view":
+            return reason
+    return ""
+
+
+def _compile(connection: sqlite3.Connection, statement: str, objects: list[Any]) -> str:
+    """Return why a statement does not compile, "" if it does or if the reason is that this
+    connection lacks what the application's connections have."""
+    # Python keeps the statements that it has compiled, and SQLite does not compile an EXPLAIN
+    # anew if the schema has changed. So no two texts are the same.
+    try:
+        connection.execute(f"EXPLAIN {statement} -- {time.perf_counter_ns()}").close()
+        return ""
+    except connection.OperationalError as error:
+        reason = str(error)
+        if any(sign in reason for sign in OF_THE_APPLICATION):
+            return ""
+        if reason == "interrupted" or _meaning_of(reason, ""):
+            raise
+    # A table that an empty copy could not create, or a function of the application that
+    # returns rows: SELECT * FROM series(1, 9)
+    table = _fold(reason.partition("no such table: ")[2])
+    table = table[5:] if table.startswith("main.") else table
+    is_known = table and any(
+        _fold(name) == table or kind == "view" and f" {table}(" in _fold(sql)
+        for kind, name, _, sql in objects)
+    return "" if is_known else reason
+
+
+def _broken_foreign_key(connection: sqlite3.Connection, child: str) -> str:
+    """Return why a foreign key of a table cannot work, or ""."""
+    for _, parent, columns, key in _foreign_keys(connection, child):
+        if key is None:
+            return f"{', '.join(columns)} refers to the table {parent}, which does not exist"
+        if not key:
+            return (f"what {', '.join(columns)} refers to in {parent} is neither its primary key "
+                    "nor unique")
+    return ""
+
+
+def _empty_copy(objects: list[Any]) -> sqlite3.Connection:
+    """Return a database in memory with a schema and no rows. What needs something that only
+    the application has cannot be created, and _compile() reports nothing that lacks it."""
+    scratch = sqlite3.connect(":memory:", isolation_level=None)
+    scratch.execute("PRAGMA foreign_keys = OFF")
+    for *_, sql in objects:
+        try:
+            scratch.execute(sql)
+        except sqlite3.Error:
+            pass
+    return scratch
+
+
+def _describe_broken(name: str, reason: str, where: str) -> str:
+    """Return the message for something that _broken_objects() found. `where` is "after" and
+    the name of a script, or "in" and that of a database."""
+    if name.startswith("table "):
+        return (f"{where}, {name} has a foreign key that cannot work: {reason}. Fix that in a "
+                "further script.")
+    return (f"{where}, {name} does not compile: {reason}. Drop it and create it again in a "
+            "further script.")
+
+
+def _blame(name: str, reason: str, sql: str, ran: list[tuple[str, _Changes | None]]) -> str:
+    """Return which script broke something: the last one that created, altered or dropped
+    what the reason names, or else what the SQL of the broken thing names.
+
+    `ran` holds the scripts of the run that can have broken something, with what they changed,
+    None if that is unknown.
+    """
+    import re
+    for text in (reason, f"{name} {sql}"):
+        words = set(re.findall(r"[\w$]+", _fold(text)))
+        for script, changes in reversed(ran):
+            if changes and not words.isdisjoint(changes.made | changes.dropped):
+                return script
+    return ran[0][0] if len(ran) == 1 else "this run"
+
+
+def _stale_object_remedy(error: str) -> str:
+    """Return what to do about an ALTER TABLE that a view or a trigger stops, or "" if `error`
+    is another one: SQLite compiles them all, and the reason may have nothing to do with it."""
+    import re
+    found = re.match(r"error in (view|trigger) (.*?)(?: after [a-z ]+)?: ", error)
+    return "" if not found else (
+        f"Drop the {found[1]} {found[2]} before this statement, and create it again after it if "
+        "it is still needed; or begin the script with the line `PRAGMA legacy_alter_table = ON;`")
+
+
+def _broken_and_known(connection: sqlite3.Connection,
+                      ) -> tuple[dict[str, tuple[str, str]], set[str]]:
+    """Return what is broken, and the names of what was broken before the tool knew the
+    database: the first run after it was enrolled records them in the history. All are known
+    if there was no run yet."""
+    broken = _broken_objects(connection, _read_objects(connection))
+    if not broken:
+        return {}, set()
+    if not connection.execute(HAS_HISTORY).fetchall():
+        return broken, set(broken)
+    return broken, {name for names, in connection.execute(
+        "SELECT CAST(checksum AS TEXT) FROM main._migration_history WHERE name = ''").fetchall()
+        for name in names.split("\n")}
+
+
+# ------------------------------------------------------------------ script files
+
+
+# PRAGMAs that do nothing, or fail, inside a transaction. Where a script begins with
+# them they run before the transaction; the others run inside it, and so are undone
+# with it (user_version, application_id).
+OUTSIDE_PRAGMAS = frozenset((
+    "auto_vacuum", "encoding", "foreign_keys", "journal_mode", "locking_mode", "page_size",
+    "synchronous", "temp_store", "wal_checkpoint"))
+DIRECTIVES = ("no-foreign-key-check", "no-transaction", "squashed")
 
 
 class _Script:
-    """A migration script, and what has been learnt about it in this run."""
+    """A migration script in its directory."""
 
     def __init__(self, folder: str, version: int, name: str) -> None:
         self.version = version
         self.name = name
         self.path = os.path.join(folder, name)
-        self.sql = name.endswith(".sql")
-        self.alone = not self.sql  # does not fit in a transaction: runs under a snapshot
-        self.careful_from = sys.maxsize  # the line of the block that failed
-        self.measured = False  # what dangled before it matters, since something does after
-        self.outlived = False  # a process that it started cannot be ended
-        self.directives: set[str] = set()
-        self.pragmas: list[tuple[int, str]] = []  # (line, statement), to run before BEGIN
-        self.checksum = ""  # known when all of it was read
-        self.seconds = 0.0
+        self.is_sql = name.endswith(".sql")
+
+
+class _Header:
+    """How an SQL script begins: directives in its opening comment, the PRAGMAs that must run
+    before BEGIN, and the rest of the text."""
+
+    def __init__(self, directives: set[str], pragmas: list[tuple[int, str]], rest: str) -> None:
+        self.directives = directives
+        self.pragmas = pragmas  # (line, statement)
+        self.rest = rest
+        self.no_transaction = "no-transaction" in directives
+
+
+class _Reading:
+    """One pass over the file of a script: its text, and in the end its checksum."""
+
+    def __init__(self, script: _Script) -> None:
+        self._script = script
         self._done = 0  # bytes read
+        self.checksum = ""  # known when all of it was read
 
     def progress(self) -> str:
-        size = os.path.getsize(self.path)
+        size = os.path.getsize(self._script.path)
         if self._done >= size:
-            return f"{self.name} is running"
-        return f"{self.name}: {100 * self._done // size} % of {size / 1e6:.1f} MB"
+            return f"{self._script.name} is running"
+        return f"{self._script.name}: {100 * self._done // size} % of {size / 1e6:.1f} MB"
 
     def lines(self) -> Iterator[bytes]:
         """Yield the file in runs of whole lines, of about BLOCK bytes each, without its byte
-        order mark and with line ends as the sqlite3 program reads them. The checksum is against
-        accidents: these, and white space at the end of a line or of the file, do not count.
+        order mark and with line ends as the sqlite3 program reads them.
 
-        Raises:
-            _Failed: it cannot be read.
+        The checksum detects accidental edits. Byte order marks, CRLF, and white space at the
+        end of a line or of the file do not change it.
+
+        Raises: _ScriptFailed if the file cannot be read.
         """
         import zlib  # hashlib takes longer to import than a script to run
         self._done = crc = length = 0
         held = b""  # white space that counts only if something follows it
         try:
-            with open(self.path, "rb") as file:
+            with open(self._script.path, "rb") as file:
                 if file.read(3) != b"\xef\xbb\xbf":
                     file.seek(0)
                 while data := file.read(BLOCK):
@@ -1137,7 +2016,8 @@ class _Script:
                     self._done += len(data)
                     returns = b"\r" in data
                     yield data.replace(b"\r\n", b"\n") if returns else data
-                    if returns or b" \n" in data or b"\t" in data and b"\t\n" in data:
+                    if (returns or b" \n" in data or b"\t" in data and b"\t\n" in data
+                            or b"\f" in data or b"\v" in data):
                         data = b"\n".join([line.rstrip() for line in data.split(b"\n")])
                     kept = data.rstrip()
                     if kept:
@@ -1146,23 +2026,23 @@ class _Script:
                         held = b""
                     held += data[len(kept):]
         except OSError as error:
-            raise _Failed(self, f"it cannot be read: {error.strerror}",
-                          remedy="Make the file readable") from None
+            raise _unreadable(self._script, error) from None
         self.checksum = f"{crc:08x}-{length:x}"
 
-    def read(self) -> str:
-        """Read all of the script, for its checksum; return how it begins."""
-        runs = self.lines()
-        beginning = next(runs, b"")
-        for _ in runs:
+    def read_beginning(self) -> str:
+        """Return how the script begins. The checksum is not known then."""
+        return next(self.lines(), b"").decode(errors="replace")
+
+    def read_to_end(self) -> str:
+        """Read all of the script; return its checksum."""
+        for _ in self.lines():
             pass
-        return beginning.decode(errors="replace")
+        return self.checksum
 
     def blocks(self) -> Iterator[tuple[int, str]]:
         """Yield an SQL script as (number of the first line, text of whole statements).
 
-        Raises:
-            _Failed: it cannot be read, or is not UTF-8.
+        Raises: _ScriptFailed if it cannot be read, or is not UTF-8.
         """
         line, wanted = 1, 0
         parts: list[str] = []
@@ -1173,7 +2053,7 @@ class _Script:
             if sum(map(len, parts)) < wanted:
                 continue
             text = "".join(parts)
-            cut = _whole(text)
+            cut = _find_end_of_statements(text)
             if cut:
                 yield line, text[:cut]
                 line += text.count("\n", 0, cut)
@@ -1184,7 +2064,8 @@ class _Script:
             yield line, rest
 
     def _decode(self, data: bytes, line: int, before: list[str]) -> str:
-        """Return the text of what follows after some that begins in a line."""
+        """Return the text of `data`, which follows after the parts `before`. They begin in
+        the given line."""
         wrong, position, text = "it holds a NUL character", data.find(b"\0"), ""
         try:
             text = data.decode()
@@ -1192,84 +2073,56 @@ class _Script:
             wrong, position = "it is not UTF-8", error.start
         if position >= 0:
             line += sum(part.count("\n") for part in before) + data.count(b"\n", 0, position)
-            raise _Failed(self, wrong, line, remedy="Save it as UTF-8")
+            raise _ScriptFailed(self._script, wrong, line, remedy="Save it as UTF-8")
         return text
 
-    def open(self, text: str) -> str:
-        """Read the directives in the opening comment, and the PRAGMAs after it that belong
-        before a transaction; return the text without these."""
-        import re
-        start = _skip(text, 0)
-        if not self.sql:
-            start = len(re.split(r"(?m)^(?!#|[^\S\n]*$)", text, maxsplit=1)[0])
-        self.directives = set()
-        for line, comment in enumerate(text[:start].splitlines(), 1):
-            for word in re.findall(r"[^\s,*/]+", comment.partition("fastmigrate:")[2]):
-                if word not in DIRECTIVES:
-                    raise _Failed(self, f"it has the unknown directive {word!r}", line,
-                                  remedy=f"Write one of {', '.join(DIRECTIVES)}")
-                self.directives.add(word)
-        self.alone |= "no-transaction" in self.directives
-        self.pragmas = []
-        if self.alone or text[start:start + 6].lower() != "pragma":
-            return text
-        for line, statement in _statements(text, 1):
-            found = re.match(r"pragma\s+(?:\w+\s*\.\s*)?(\w+)", statement, re.I)
-            if not found:
-                break
-            if found.group(1).lower() in OUTSIDE_PRAGMAS:
-                self.pragmas.append((line, statement))
-                start = text.index(statement, start)
-                text = (text[:start] + "\n" * statement.count("\n")
-                        + text[start + len(statement):])
-        return text
 
-    def command(self) -> list[str]:
-        """Return the command that runs a script that is not SQL, but for its argument."""
-        path = os.path.join(".", self.path) if self.path.startswith("-") else self.path
-        if self.name.endswith(".py"):
-            if getattr(sys, "frozen", False) or not sys.executable:
-                raise _Failed(self, "this program brings no Python interpreter of its own to "
-                              "run it with", remedy="Write it in SQL")
-            return [sys.executable, path]
-        with open(self.path, "rb") as file:
-            first = os.fsdecode(file.readline().strip())
-        return [*(first[2:].split(None, 1) if first[:2] == "#!" else ["sh"]), path]
+def _unreadable(script: _Script, error: OSError) -> _ScriptFailed:
+    link = f", from {os.readlink(script.path)}" if os.path.islink(script.path) else ""
+    return _ScriptFailed(script, f"it cannot be read{link}: {error.strerror}",
+                         remedy="Make the file readable")
 
 
-def _scan(migrations_dir: StrPath) -> tuple[dict[int, str], str]:
-    """Return the names of the scripts by version, and a warning of near misses, or ""."""
-    names: dict[int, str] = {}
-    others: list[str] = []
-    folder = os.fsdecode(migrations_dir)
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:  # as extract_version_from_filename(), for speed without it
-                name = entry.name
-                number = name.partition("-")[0]
-                if (len(number) == 4 and number.isdecimal() and number.isascii()
-                        and name.endswith(EXTENSIONS) and entry.is_file()):
-                    version = int(number)
-                    if names.setdefault(version, name) is not name:
-                        raise ValueError(
-                            f"two scripts have the index {version:04d}: {names[version]} and "
-                            f"{name} in {folder}. Nothing was run. Give one another number.")
-                else:
-                    others.append(name)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no migrations directory {folder}. Create it, or "
-                                "name another one with --migrations.") from None
-    except NotADirectoryError:
-        raise NotADirectoryError(f"{folder} is a file, not a migrations directory. Name one "
-                                 "with --migrations.") from None
-    if 0 in names:
-        others.append(names.pop(0))
-    near = ", ".join(sorted(name for name in others if name[:1].isdecimal()
-                            and name.lower().endswith(EXTENSIONS)))
-    return names, near and f"not run, for their names: {near}. In {folder}, {NAMING_RULE}."
+def _read_header(script: _Script, text: str) -> _Header:
+    """Parse the opening comment for directives, and remove the leading PRAGMAs that must run
+    before BEGIN."""
+    import re
+    start = _skip_blank(text, 0)
+    if not script.is_sql:
+        start = len(re.split(r"(?m)^(?!#|[^\S\n]*$)", text, maxsplit=1)[0])
+    directives: set[str] = set()
+    for line, comment in enumerate(text[:start].splitlines(), 1):
+        for word in re.findall(r"[^\s,*/]+", comment.partition("fastmigrate:")[2]):
+            if word not in DIRECTIVES:
+                raise _ScriptFailed(script, f"it has the unknown directive {word!r}", line,
+                                    remedy=f"Write one of {', '.join(DIRECTIVES)}")
+            directives.add(word)
+    pragmas: list[tuple[int, str]] = []
+    if text[start:start + 6].lower() != "pragma":
+        return _Header(directives, pragmas, text)
+    for line, statement in _statements(text, 1):
+        pragma = _parse_pragma(statement)[0]
+        if not pragma:
+            break
+        if pragma in OUTSIDE_PRAGMAS:
+            pragmas.append((line, statement))
+            start = text.index(statement, start)
+            text = (text[:start] + "\n" * statement.count("\n")
+                    + text[start + len(statement):])
+    return _Header(directives, pragmas, text)
 
 
-def _whole(text: str) -> int:
+def _parse_pragma(statement: str) -> tuple[str, str]:
+    """Return the name of a PRAGMA and the value that it sets, both "" for other statements."""
+    if statement[:6].lower() != "pragma":
+        return "", ""
+    import re
+    found = re.match(r"pragma\s+(?:\w+\s*\.\s*)?(\w+)\s*(?:[=(]\s*[\"']?([\w-]+))?",
+                     statement, re.I)
+    return (found[1].lower(), (found[2] or "").lower()) if found else ("", "")
+
+
+def _find_end_of_statements(text: str) -> int:
     """Return the length of a start of the text that is whole statements, 0 if none is
     found near its end."""
     end = len(text)
@@ -1280,7 +2133,7 @@ def _whole(text: str) -> int:
     return 0
 
 
-def _skip(text: str, position: int) -> int:
+def _skip_blank(text: str, position: int) -> int:
     """Return the first position from this one that is not white space, comment or ;"""
     import re
     skipped = re.compile(r"(?:[ \t\n\f\r;]+|--[^\n]*|/\*.*?(?:\*/|\Z))*", re.S)
@@ -1293,311 +2146,628 @@ def _statements(text: str, line: int) -> Iterator[tuple[int, str]]:
     token = re.compile(
         r"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|--[^\n]*|/\*.*?(?:\*/|\Z)|;|\bend\b""",
         re.S | re.I)
-    counted, start = 0, _skip(text, 0)
+    counted, start = 0, _skip_blank(text, 0)
     trigger, end = False, 0  # the ; of a trigger is one that follows END
     for found in token.finditer(text, start):
         if found.group().lower() == "end":
             end = found.end()
         if found.group() != ";" or found.start() < start:
             continue
-        if trigger and _skip(text, end) < found.start():
+        if trigger and _skip_blank(text, end) < found.start():
             continue
         if not sqlite3.complete_statement(text[start:found.end()]):
             trigger = True
             continue
         line, counted = line + text.count("\n", counted, start), start
         yield line, text[start:found.end()]
-        start, trigger = _skip(text, found.end()), False
+        start, trigger = _skip_blank(text, found.end()), False
     if start < len(text):
         yield line + text.count("\n", counted, start), text[start:].rstrip()
 
 
-# ------------------------------------------------------------------ what a script does
+def _undo_section(text: str, line: int, since: int = 0) -> tuple[int, bool]:
+    """Find the comment by which another tool divides a script from the statements that undo it.
 
-
-class _Watch:
-    """SQLite's authorizer: keeps a script inside the runner's transaction, and notes what
-    it does that matters afterwards."""
-
-    def __init__(self) -> None:
-        self.on = False  # SQL of the runner's own passes unseen
-        self._known: set[str] = set()  # tables whose next INSERT needs no thought
-
-    def authorizer(self) -> Callable[..., int]:
-        """Return what SQLite is to ask. It asks for every statement of a long script, so the
-        usual answer comes from a plain function, which is much faster than this object."""
-        known, insert, sqlite_ok = self._known, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_OK
-        reading = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
-
-        def authorize(action: int, first: str | None, second: str | None, schema: str | None,
-                      source: str | None) -> int:
-            if (first in known and action == insert or action in reading
-                    or first == "sqlite_master"):
-                return sqlite_ok
-            return self(action, first, second, schema, source)
-        return authorize
-
-    def start(self, enforced: bool) -> None:
-        """A script begins; `enforced` tells whether foreign keys are."""
-        self.on = True
-        self._known.clear()
-        self.misfit = False  # a statement was denied that does not fit in a transaction
-        self.denied = ""  # why else one was denied
-        self.stateful = False  # it changed the connection
-        self.everything = False  # it may have changed any table
-        self.defined = False  # it created or altered a table since this was set back
-        self.refers = False  # it may have made a foreign key
-        self.made: set[str] = set()  # tables that it created or altered
-        self.dropped: set[str] = set()
-        self.changed: set[str] = set()  # tables whose rows, or columns, it changed
-        self.enforced = self.wanted = enforced
-        self.own = False  # a transaction of the script's own is open
-        self.implicit_commit = False
-
-    def __call__(self, action: int, first: str | None, second: str | None,
-                 schema: str | None, source: str | None) -> int:
-        if not self.on:
-            return sqlite3.SQLITE_OK
-        name, other = (first or "").lower(), (second or "").lower()
-        if action in (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE):
-            allowed = self._change(name, schema)
-            if first and schema == "main" and allowed == sqlite3.SQLITE_OK:
-                self._known.add(first)  # changed already, if it is an INSERT
-            return allowed
-        if action == sqlite3.SQLITE_TRANSACTION:
-            return self._transaction(name)
-        if action == sqlite3.SQLITE_PRAGMA:
-            return self._pragma(name, other)
-        if action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH):
-            self.stateful = True
-        elif action in (sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_VTABLE):
-            self.made.add(name)
-            self.defined = True
-        elif action in (sqlite3.SQLITE_DROP_TABLE, sqlite3.SQLITE_DROP_VTABLE):
-            self.dropped.add(name)
-        elif action == sqlite3.SQLITE_DROP_INDEX:
-            self.changed.add(other)
-        elif action == sqlite3.SQLITE_ALTER_TABLE:
-            self.made.add(other)
-            self.changed.add(other)
-            self.defined = True
-        elif action == sqlite3.SQLITE_FUNCTION and other == "sqlite_rename_table":
-            self.everything = True  # ALTER TABLE calls that, on all that may name the table
-        return sqlite3.SQLITE_OK
-
-    def _misfit(self) -> int:
-        self.misfit = True
-        return sqlite3.SQLITE_DENY
-
-    def _change(self, table: str, schema: str | None) -> int:
-        if table.startswith("sqlite_"):
-            self.stateful |= table.startswith("sqlite_temp_")
-            return sqlite3.SQLITE_OK
-        if schema == "main":
-            self.changed.add(table)
-        if self.wanted == self.enforced:
-            return sqlite3.SQLITE_OK
-        if self.own and self.enforced:
-            self.denied = (
-                "PRAGMA foreign_keys = OFF does nothing after BEGIN: this could delete rows of "
-                "other tables with those of its own. Move the PRAGMA before BEGIN.")
-            return sqlite3.SQLITE_DENY
-        return self._misfit()
-
-    def _transaction(self, operation: str) -> int:
-        if operation == "rollback":
-            return self._misfit()
-        # executescript() commits an open transaction before it begins, and a script may do
-        # so itself: neither is to reach the runner's transaction.
-        if self.implicit_commit:
-            self.implicit_commit = False
-        else:
-            self.own = operation == "begin"
-        return sqlite3.SQLITE_IGNORE
-
-    def _pragma(self, name: str, value: str) -> int:
-        self.stateful |= bool(value)
-        if name == "foreign_keys" and value:
-            self._known.clear()
-            self.wanted = value in ("on", "yes", "true") or value.isdecimal() and int(value) > 0
-        elif name == "writable_schema":
-            self.everything = True
-        elif name in ("synchronous", "query_only") and value:
-            return sqlite3.SQLITE_IGNORE  # would fail, or stop us; matters to this connection only
-        elif (name == "wal_checkpoint" or name == "journal_mode" and value) and not self.own:
-            return self._misfit()
-        return sqlite3.SQLITE_OK
-
-
-class _References:
-    """Finds the references that a script can have left dangling."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._parents: dict[str, set[str]] | None = None  # of each table that has any
-
-    def tables(self) -> dict[str, set[str]]:
-        """Return the tables that refer to others, with those that they refer to."""
-        if self._parents is None:
-            self._parents = {}
-            for child, parent in self._connection.execute(SELECT_REFERENCES):
-                self._parents.setdefault(child, set()).add(parent)
-        return self._parents
-
-    def dangling(self, watch: _Watch) -> Dangling:
-        """Return what dangles in the tables that the script changed, and in those that
-        refer to one that it changed or dropped. A table that it dropped and that is referred
-        to counts also where the other has no rows to dangle."""
-        if watch.dropped or watch.everything:
-            self._parents = None  # to be read anew
-        elif self._parents is not None and watch.refers:
-            for table in watch.made:
-                self._parents[table] = {
-                    parent for parent, in self._connection.execute(SELECT_PARENTS, (table,))}
-        changed = watch.changed | watch.dropped
-        if not (changed or watch.everything):
-            return {}
-        tables = self.tables()
-        found = _dangling(self._connection, [
-            child for child, parents in tables.items()
-            if watch.everything or child in changed or parents & changed])
-        if watch.dropped:
-            names = self._connection.execute("SELECT lower(name) FROM sqlite_master")
-            gone = watch.dropped.difference(name for name, in names)
-            for child, parents in tables.items():
-                for parent in parents & gone:
-                    found.setdefault((child, parent), [MISMATCH])
-        return found
-
-
-def _dangling(connection: sqlite3.Connection, tables: Iterable[str] | None = None) -> Dangling:
-    """Return the rows that refer to rows that do not exist, by (table, parent): those of
-    some tables, or of all."""
-    found: Dangling = {}
-    for table in _References(connection).tables() if tables is None else tables:
-        try:
-            for parent, row in connection.execute(SELECT_DANGLING, (table,)):
-                found.setdefault((table, parent), []).append(row)
-        except connection.OperationalError as error:
-            if MISMATCH not in str(error):
-                raise
-            parent = str(error).rpartition('referencing "')[2].rstrip('"').lower()
-            found.setdefault((table, parent), []).append(MISMATCH)
-    return found
-
-
-def _newly_dangling(before: Dangling, after: Dangling, rebuilt: Container[str] | None,
-                    ) -> list[tuple[tuple[str, str], Any, int]]:
-    """Return ((table, parent), a row, number of rows) for what dangles only after.
-
-    In a table that was rebuilt the rows may have other numbers, so there the count
-    decides; None stands for all tables.
+    Args:
+        text: a block of the script that begins in `line`.
+        since: the line of the comment, if a block before this one held it.
+    Returns:
+        the line of the comment, 0 if none is known, and whether a statement follows it.
     """
-    found = []
-    for key, rows in after.items():
-        old = set(before.get(key, ()))
-        new = [row for row in rows if row not in old]
-        number = len(new)
-        if rebuilt is None or key[0] in rebuilt or None in rows:
-            number = len(rows) - len(before.get(key, ()))
-        if number > 0:
-            found.append((key, (new or rows)[0], number))
+    if since:
+        return since, _skip_blank(text, 0) < len(text)
+    import re
+    undo = re.compile(r"--\s*(\+(goose|migrate|micrate)\s+down|migrate:down)\b", re.I)
+    if not undo.search(text):  # as in nearly every script; the rest is slow
+        return 0, False
+    tokens = re.compile(  # so that a line within a string is not taken for a comment
+        r"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|/\*.*?(?:\*/|\Z)|--[^\n]*""", re.S)
+    for found in tokens.finditer(text):
+        before = text.rfind("\n", 0, found.start()) + 1
+        if undo.match(found.group()) and not text[before:found.start()].strip():
+            return (line + text.count("\n", 0, found.start()),
+                    _skip_blank(text, found.end()) < len(text))
+    return 0, False
+
+
+def _refuse_undo(script: _Script, text: str, line: int, since: int) -> int:
+    """Refuse a script of another tool that would undo itself: see _undo_section()."""
+    found, runs = _undo_section(text, line, since)
+    if runs:
+        raise _ScriptFailed(script, "another tool's section to undo the script begins here, and "
+                            "fastmigrate runs a script to its end", found,
+                            remedy="Delete the script's text from this line on")
     return found
+
+
+# ------------------------------------------------------------------ the migrations directory
+
+
+NAMING_RULE = ("a migration script is named NNNN-description.ext: four digits from 0001, "
+               "a dash, and sql, py or sh")
+
+
+class _Listing:
+    """What a migrations directory holds: read once, and never changed."""
+
+    __slots__ = ("folder", "names", "twins", "ignored", "latest", "squashed")
+
+    def __init__(self, folder: str, names: dict[int, str], twins: dict[int, list[str]],
+                 ignored: list[str]) -> None:
+        self.folder = folder
+        self.names = names  # of the scripts, by number
+        self.twins = twins  # the names of all scripts of a number that several have
+        self.ignored = ignored  # what looks like a script, but is not named like one
+        self.latest = max(names, default=0)
+        self.squashed = _squashed_version(folder, names)  # the script that replaced all below it
+
+    def names_of(self, number: int) -> list[str]:
+        """Return the scripts of a number: one, unless it is missing or several have it."""
+        return self.twins.get(number) or [self.names[number]] if number in self.names else []
+
+
+def _scan(migrations_dir: StrPath) -> _Listing:
+    """List the migrations directory. Raises OSError or ValueError if it cannot be used."""
+    folder = os.fsdecode(migrations_dir)
+    names: dict[int, str] = {}
+    twins: dict[int, list[str]] = {}
+    others: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:  # as extract_version_from_filename(), for speed without it
+                name = entry.name
+                digits = name[:4]
+                if (name[4:5] == "-" and digits.isdecimal() and digits.isascii()
+                        and name.endswith(EXTENSIONS)
+                        and (entry.is_file() or entry.is_symlink() and not os.path.exists(entry))):
+                    number = int(digits)
+                    if names.setdefault(number, name) is not name:
+                        twins.setdefault(number, [names[number]]).append(name)
+                else:
+                    others.append(name)
+        "".join(names.values()).encode()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no migrations directory {folder}. Create it, or "
+                                "name another one (--migrations).") from None
+    except OSError as error:
+        raise type(error)(f"the migrations directory {folder} cannot be read: {error.strerror}. "
+                          "Make it readable for this user, or name another one (--migrations)."
+                          ) from None
+    except UnicodeEncodeError as error:
+        name = next(name for name in names.values() if error.object[error.start] in name)
+        shown = os.fsencode(name).decode(errors="backslashreplace")
+        raise ValueError(f"the name of the script {shown} in {folder} is not UTF-8, and cannot be "
+                         "recorded. Nothing was run. Rename it.") from None
+    if 0 in names:
+        others += twins.pop(0, [names[0]])
+        del names[0]
+    twins = {number: sorted(twins[number]) for number in sorted(twins)}
+    return _Listing(folder, names, twins, _look_like_scripts(others, alone=not names))
+
+
+def _look_like_scripts(others: list[str], alone: bool) -> list[str]:
+    """Return the names that were probably meant as scripts. In a directory without any script
+    (`alone`), these include names by the rules of other tools: V1__x.sql, x.up.sql, and
+    2024_x, a folder."""
+    found = {name for name in others
+             if name[:1].isdecimal() and name.lower().endswith(EXTENSIONS)}
+    if alone and others:
+        import re
+        other_tools = re.compile(r"\d[^.]*|[VUR][\d._]*__.*\.sql|.*\.(up|down|do|undo)\.sql", re.I)
+        found.update(filter(other_tools.fullmatch, others))
+    return sorted(found)
+
+
+def _scripts(migrations_dir: StrPath) -> dict[int, str]:
+    """Return the names of the scripts by number. Raises ValueError if two have one number."""
+    listing = _scan(migrations_dir)
+    _refuse_twins(listing)
+    return listing.names
+
+
+def _refuse_twins(listing: _Listing) -> None:
+    """Raise ValueError if two scripts have one number."""
+    for text in _describe_twins(listing):
+        raise ValueError(text)
+
+
+def _describe_twins(listing: _Listing, ran: dict[str, list[str]] | None = None,
+                    new_names: dict[str, str] = {}) -> list[str]:  # noqa: B006
+    """Report the numbers that several scripts have. `ran` holds the databases on which each
+    script ran, if that is known."""
+    texts = []
+    for number, names in listing.twins.items():
+        many = "two" if len(names) == 2 else len(names)
+        text = (f"{many} scripts have the number {number:04d}, so nothing is run: {_cut(names)} "
+                f"in {listing.folder}. ")
+        moving = [name for name in names if name in new_names]
+        where: list[str] = []
+        if ran is not None:
+            where = [f"{name} is applied to {_cut(ran[name])}" for name in names if name in ran]
+            text += f"{'; '.join(where) or 'None of them is applied'}. "
+        if where[1:]:
+            text += ("Give each a number above the latest, and change it to do nothing if already "
+                     "applied.")
+        else:
+            text += _squash_again(listing, names) or (
+                "Renumber what ran on no other database"
+                + _move_commands(moving, new_names, listing.folder))
+        texts.append(text)
+    return texts
+
+
+def _describe_ignored(listing: _Listing) -> str:
+    return f"ignored (bad file name): {_cut(listing.ignored)}. In {listing.folder}, {NAMING_RULE}."
+
+
+def _cut(names: list[str]) -> str:
+    """Return a list of names for a message, cut if it is long."""
+    more = f" and {len(names) - 8} more" if names[8:] else ""
+    return ", ".join(names[:8]) + more
+
+
+def _move_commands(names: list[str], new_names: dict[str, str], folder: str) -> str:
+    """Return how a sentence ends that tells to rename scripts: with the commands for it."""
+    import shlex
+    if not names or not new_names.keys() >= {*names[:8]}:
+        return "."
+
+    def quoted(name: str) -> str:
+        path = os.path.join(folder, name)
+        return shlex.quote(os.path.join(".", path) if path.startswith("-") else path)
+
+    return ":" + "".join(f"\n    mv {quoted(name)} {quoted(new_names[name])}"
+                         for name in names[:8])
+
+
+# ------------------------------------------------------------------ history
+
+# The table _migration_history has one row for each script that was applied. A row whose name
+# is empty stands for no script: the version was set by hand, so every script up to it counts as
+# applied. A row whose checksum is empty: its script was removed, and that was accepted. The row
+# stays, or a script below it that never ran would no longer be seen to be late.
+
+CREATE_HISTORY = (
+    "CREATE TABLE IF NOT EXISTS main._migration_history (version INTEGER PRIMARY KEY, "
+    "name TEXT NOT NULL, checksum TEXT NOT NULL, applied_at TEXT NOT NULL)")
+INSERT_HISTORY = (
+    "INSERT OR REPLACE INTO main._migration_history (version, name, checksum, applied_at) "
+    "VALUES (?, ?, ?, ?)")
+DELETE_HISTORY = "DELETE FROM main._migration_history WHERE version BETWEEN ? AND ?"
+SELECT_HISTORY = (  # text, whatever something else has written there
+    "SELECT version, ifnull(CAST(name AS TEXT), ''), ifnull(CAST(checksum AS TEXT), ''), "
+    "ifnull(CAST(applied_at AS TEXT), '') FROM main._migration_history "
+    "WHERE typeof(version) = 'integer' AND version <= ?")
+SELECT_NEWEST = (  # count(*) on its own, or SQLite reads every row at every start
+    "SELECT version, name = ?, (SELECT count(*) FROM main._migration_history) "
+    "FROM main._migration_history ORDER BY version DESC LIMIT 1")
+SELECT_NUMBERS = (
+    "SELECT group_concat(version) FROM "
+    "(SELECT version FROM main._migration_history ORDER BY version)")
+
+
+def _read_history(connection: sqlite3.Connection, version: int, db: str) -> dict[int, Row]:
+    """Return (name, checksum, time) of what was applied up to a version, {} without a history.
+
+    Raises: MigrationError if the table of this name is somebody else's.
+    """
+    connection.text_factory = lambda data: data.decode(errors="replace")
+    try:
+        rows = connection.execute(SELECT_HISTORY, (version,)).fetchall()
+        return {row[0]: row[1:] for row in rows}
+    except connection.OperationalError as error:
+        if "no such column" in str(error):
+            raise MigrationError(f"{db} has a table _migration_history that is not fastmigrate's "
+                                 f"({error}). Nothing was changed. Rename it.") from None
+        if "no such table" not in str(error):
+            raise
+        return {}
+    finally:
+        connection.text_factory = str
+
+
+def _is_as_recorded(connection: sqlite3.Connection, version: int, listing: _Listing) -> bool:
+    """Return whether the history has exactly the scripts of the directory. This is on the way
+    of every start, so it reads few rows and no file."""
+    names = listing.names
+    try:
+        newest = connection.execute(SELECT_NEWEST, (names.get(version),)).fetchall()
+    except connection.OperationalError:
+        return False  # _read_history() tells why
+    last, same_name, count = newest[0] if newest else (0, 0, 0)
+    if not same_name or not last == version == listing.latest or count != len(names):
+        return False
+    return bool(count == last) or connection.execute(  # they are 1, 2, ... without a gap
+        SELECT_NUMBERS).fetchall() == [(",".join(map(str, sorted(names))),)]
+
+
+def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing, db: str, *,
+                 thorough: bool) -> list[State]:
+    """Return (number, name, state, when it was applied, row of the history) of each script that
+    there is or was, in order. The states:
+
+    pending   its number is above the version of the database
+    applied   it ran, or counts as applied because the version was set by hand
+    edited    it ran, with another text
+    conflict  another script ran under its number: both name and text differ
+    late      it never ran, though a script with a higher number did
+    missing   it ran, and is no longer in the directory
+
+    Unless it is `thorough`, scripts below the version are compared by their numbers alone, and
+    the result is [] if nothing can be wrong (the common case at start-up).
+    """
+    if not thorough and _is_as_recorded(connection, version, listing):
+        return []
+    history = _read_history(connection, version, db)
+    if not history and not thorough:
+        return []
+    squashed = listing.squashed
+    if squashed:  # it replaced those below it, which the database has had
+        history = {number: row for number, row in history.items()
+                   if number > squashed or number in listing.names}
+    states: list[State] = []
+    passed = False  # whether the next recorded row above has a name
+    for number in sorted({*listing.names, *history}, reverse=True):
+        row = history.get(number, ("", "", ""))
+        recorded, checksum, when = row
+        if number not in listing.names and recorded and checksum:
+            states.append((number, recorded, "missing", when, row))
+        for name in reversed(listing.names_of(number)):
+            state = "applied"
+            if number > version:
+                state = "pending"
+            elif number not in history:
+                state = "late" if passed else state
+            elif recorded and (number != squashed or name == recorded) and (
+                    thorough or number == version and name != recorded):
+                state = _compare(listing.folder, name, recorded, checksum)
+            has_run = state in ("applied", "edited") and when
+            states.append((number, name, state, has_run or None, row))
+        if number in history:
+            passed = bool(recorded)
+    return states[::-1]
+
+
+def _compare(folder: str, name: str, recorded: str, checksum: str) -> str:
+    """Return the state of a script under whose number the history has a name and checksum."""
+    if name == recorded and not checksum or _checksum(folder, name) == checksum:
+        return "applied"  # under another name it is the same script, renamed
+    return "edited" if name == recorded else "conflict"
+
+
+def _checksum(folder: str, name: str) -> str:
+    try:
+        return _Reading(_Script(folder, 0, name)).read_to_end()
+    except _ScriptFailed as error:
+        raise MigrationError(f"{error.script.path}: {error.what}. {error.remedy}, then run this "
+                             "again.") from None
+
+
+# -------------------------------------------------------------- what is wrong with it
+
+class _Findings:
+    """What is not as it should be in a migrations directory, for one database."""
+
+    def __init__(self, states: list[State], listing: _Listing, version: int, db: str,
+                 several: bool, of_directory: bool) -> None:
+        """Compare. For one of `several` databases no command renames a script, because it may
+        have run on another one. Problems of the directory alone are found if `of_directory`."""
+        moved = _find_moved(states, listing.folder)
+        followed = {row for *_, row in moved.values()}
+        ran = {name: [db] for _, name, state, *_ in states if state in ("applied", "edited")}
+        self.never_run = [name for _, name, state, _, row in states  # they need other numbers
+                          if state in ("late", "conflict") and row not in followed]
+        new_names = {} if several else _give_numbers(self.never_run, ran, listing, version)
+        self.refusals = _describe_moved(moved, listing, db)  # what keeps scripts from being run
+        self.warnings = _describe_states(
+            [each for each in states if each[4] not in followed and each[0] not in listing.twins],
+            listing, version, db, new_names)
+        if of_directory:
+            self.refusals += _describe_twins(listing, ran, new_names)
+            self.warnings += [_describe_ignored(listing)] if listing.ignored else []
+
+
+def _find_moved(states: list[State], folder: str) -> dict[str, State]:
+    """Return the pending scripts that ran already, under a number by which they are gone, each
+    with the state of that number: somebody renumbered a script that was applied."""
+    pending = {name[4:]: name for _, name, state, *_ in states if state == "pending"}
+    moved = {}
+    for gone in states:
+        old, checksum, _ = gone[4]
+        if gone[2] in ("missing", "conflict") and old[4:] in pending and not checksum.endswith(
+                "-0") and _checksum(folder, pending[old[4:]]) == checksum:  # and not empty
+            moved[pending[old[4:]]] = gone
+    return moved
+
+
+def _give_numbers(never_run: Iterable[str], ran: Container[str], listing: _Listing,
+                  version: int) -> dict[str, str]:
+    """Return new names, with the next free numbers above a version, for the scripts that ran
+    nowhere: of those with one number the first may keep that, if none of them ran."""
+    names = {name for name in never_run if name not in ran}
+    for twins in listing.twins.values():
+        names.update(name for name in twins if name not in ran)
+        if names.issuperset(twins):
+            names.discard(twins[0])
+    free = range(max(version, listing.latest) + 1, MAX_VERSION + 1)
+    return {name: f"{number:04d}{name[4:]}" for number, name in zip(free, sorted(names))}
+
+
+def _describe_moved(moved: dict[str, State], listing: _Listing, db: str) -> list[str]:
+    """Report the scripts that were renumbered after they had been applied."""
+    texts = []
+    for name, (number, other, _, _, (old, _, _)) in moved.items():
+        do = (f"restore a backup of {db} from before version {number}, or create {db} anew: "
+              f"{other}, which has that number now, never ran on it." if number in listing.names
+              else f"restore the old name{_move_commands([name], {name: old}, listing.folder)}")
+        texts.append(f"{name} is already applied to {db}, as {old}, so nothing is run: it would be "
+                     "applied twice. If it has to run again, add a comment to it. Otherwise " + do)
+    return texts
+
+
+PROBLEMS = {  # what a state of scripts means to a person, and what to do
+    "late": "{names}: never run on {db}, which was already at a higher version. If applied to no "
+            "other database, renumber above the latest script{move}",
+    "conflict": "{names}: never run on {db}, where {others} ran under the same number. For an "
+                "applied script with a new name and a new text, restore the name, run fastmigrate "
+                "--accept, then rename it again. For a script that ran on no other database, use "
+                "the next free number{move}",
+    "edited": "{names}: edited since applied to {db}, which does not have the change. Put the "
+              "change into a new migration or, if none is needed, run fastmigrate --accept.",
+    "missing": "{names}: applied to {db}, but not in {folder} any more. Put back what is missing, "
+               "because a new database would be built without it, or run fastmigrate --accept.",
+}
+
+
+def _describe_states(states: list[State], listing: _Listing, version: int, db: str,
+                     new_names: dict[str, str]) -> list[str]:
+    """Report where the directory is not what was applied, once for each kind."""
+    folder, latest, texts = listing.folder, listing.latest, []
+    if version > latest:
+        texts.append(f"{db} is at version {version}, newer than the scripts in {folder}, which "
+                     f"end at {latest}: is this an old release of the application?")
+    for kind, text in PROBLEMS.items():
+        found = [(name, row[0]) for number, name, state, _, row in states
+                 if state == kind and (kind != "missing" or number < latest)]
+        if found:
+            names, others = [name for name, _ in found], [old for _, old in found]
+            texts.append(text.format(names=_cut(names), others=_cut(others), db=db, folder=folder,
+                                     move=_move_commands(names, new_names, folder)))
+    return texts
+
+
+# -------------------------------------------------------------- writing it
+
+
+def _record(connection: sqlite3.Connection, version: int, done: list[_Applied],
+            broken: Iterable[str] = ()) -> None:
+    """Record the scripts that were applied to a database at a version. `broken` names what did
+    not work any more before the first script: --check does not count that against them."""
+    connection.execute(CREATE_HISTORY)
+    # Another tool may have set the version back, and left what lies above.
+    connection.execute(DELETE_HISTORY, (version + 1, MAX_VERSION)).fetchall()
+    rows = [(applied.script.version, applied.script.name, applied.checksum, _utc())
+            for applied in done]
+    is_recorded = connection.execute(
+        "SELECT 1 FROM main._migration_history WHERE version = ?", (version,)).fetchall()
+    if broken or version and not is_recorded:
+        rows.insert(0, (version, "", "\n".join(broken), _utc()))  # it was set by hand
+    for row in rows:
+        connection.execute(INSERT_HISTORY, row).fetchall()
+
+
+def _forget(connection: sqlite3.Connection, version: int, db: str) -> None:
+    """Remove the scripts above a version from the history, if there is one."""
+    if _read_history(connection, MAX_VERSION, db):
+        connection.execute(DELETE_HISTORY, (version + 1, MAX_VERSION))
+
+
+def _accept_edits(database: _Database, folder: str) -> list[str]:
+    """Record the applied scripts as they are now; return the names of those that were recorded
+    otherwise. What never ran stays as it is."""
+    accepted: list[str] = []
+    with database.explained(), database.writing() as connection:
+        listing = _scan(folder)
+        _refuse_twins(listing)
+        version = _read_version(connection, database.name)
+        connection.execute(CREATE_HISTORY)
+        states = _read_states(connection, version, listing, database.name, thorough=True)
+        moved = _find_moved(states, folder).values()
+        for found in states:
+            number, name, state, when, row = found
+            if number == listing.squashed != 0 and row[0] not in ("", name):
+                continue  # the database has had the scripts that it replaced
+            if state in ("applied", "edited"):
+                new = name, _checksum(folder, name)
+            elif state == "missing" and number < listing.latest and found not in moved:
+                new = name, ""
+            else:
+                continue  # it never ran, or is one of a newer release, or will be renamed back
+            if number < min(version, *listing.names):  # nothing below it can be late
+                connection.execute(DELETE_HISTORY, (number, number))
+            elif row[:2] != new:
+                connection.execute(INSERT_HISTORY, (number, *new, when or _utc()))
+            else:
+                continue
+            accepted.append(name)
+        database.commit(connection)
+    return accepted
+
+
+# -------------------------------------------------------------- status
+
+
+def _status(database: _Database, folder: str, listing: _Listing | None = None,
+            several: bool = False) -> dict[str, Any]:
+    """Return what status() returns. With a listing of the directory, the caller has reported
+    what is wrong with that."""
+    found = listing or _scan(folder)
+
+    def read(connection: sqlite3.Connection, version: int) -> tuple[Any, ...]:
+        return (_read_states(connection, version, found, database.name, thorough=True),
+                _squash_refusal(connection, version, MAX_VERSION, found, database.name),
+                *_broken_and_known(connection))
+
+    version, (states, refusal, broken, known) = database.read(read, unenforced=True)
+    findings = _Findings(states, found, version, database.name, several, not listing)
+    described = {name: _describe_broken(name, reason, f"in {database.name}")
+                 for name, (reason, _) in broken.items()}
+    return {
+        "db": database.path_as_given, "version": version, "latest": found.latest,
+        "migrations": [{"version": number, "name": name, "state": state, "applied_at": when}
+                       for number, name, state, when, _ in states],
+        "blocked": bool(refusal or findings.refusals),
+        "problems": [*([refusal] if refusal else []), *findings.refusals, *findings.warnings,
+                     *(text for name, text in described.items() if name not in known)],
+        "warnings": [*(text for name, text in described.items() if name in known),
+                     *([] if several else _describe_copies(database))]}
+
+
+def _describe_copies(database: _Database) -> list[str]:
+    """Report the working copies beside the database."""
+    folder = os.path.dirname(database.path_as_given)
+    return [f"{os.path.join(folder, os.path.basename(path))} is the working copy of a run that is "
+            "at work, or was killed: the next run that has a script to run on a copy removes it"
+            for path in database.find_copies() if not path.endswith(("-journal", "-wal", "-shm"))]
 
 
 # ------------------------------------------------------------------ the database file
 
 
-class _closing:
-    """Close a connection in the end, which rolls back what was not committed."""
+SELECT_META = "SELECT id, version FROM main._meta LIMIT 2"
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+
+class _closing:
+    """Close a connection in the end, which rolls back what was not committed. (contextlib's
+    would cost every start an import of some milliseconds.)"""
+
+    def __init__(self, connection: sqlite3.Connection,
+                 close: Callable[[], None] | None = None) -> None:
         self.connection = connection
+        self._close = close or connection.close
 
     def __enter__(self) -> sqlite3.Connection:
         return self.connection
 
     def __exit__(self, *details: object) -> None:
-        self.connection.close()
-
-
-class _Explained:
-    """Turn errors of SQLite and of the system into MigrationError."""
-
-    def __init__(self, database: _Database) -> None:
-        self.database = database
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, self.database.errors) and _is_interrupt(error):
-            raise KeyboardInterrupt from None
-        if isinstance(error, MigrationError) or not isinstance(
-                error, self.database.errors + (OSError, ValueError)):
-            return
-        raise self.database.explain(error) from error
+        self._close()
 
 
 class _Database:
-    """A database file: how it is opened, locked and copied."""
+    """A database file: how it is opened, read, locked and copied."""
 
     def __init__(self, path: StrPath, timeout: float = 30.0,
-                 connect: Connect = sqlite3.connect, report: _Report | None = None) -> None:
-        self.given = os.fsdecode(path)  # as scripts get it
-        self.shown = self.given  # as messages name it
-        if not self.given or "\0" in self.given or self.given.startswith("sqlite:/"):
-            raise MigrationError(f"{self.given!r} is not the path of a database. Name its file "
-                                 "with --db.")
-        self.path = os.path.abspath(self.given)  # so that SQLite never takes it for a URI
+                 connect: Connect = sqlite3.connect, report: _Report | None = None,
+                 durable: bool = True) -> None:
+        self.path_as_given = os.fsdecode(path)
+        self.name = self.path_as_given  # as messages call it
+        _check_path(self.path_as_given)
+        try:
+            self.path = os.path.abspath(self.path_as_given)  # so SQLite takes it for no URI
+        except FileNotFoundError:
+            raise FileNotFoundError("the working directory does not exist any more. Change to "
+                                    "one that does, then run this again.") from None
         self.timeout = timeout
         self.connect = connect
         self.report = report or _Report()
         self.errors: tuple[type[Exception], ...] = (sqlite3.Error,)
-        self.snapshot = _Snapshot(self)
-        self.lasting = True  # must outlive a power cut
+        self._durable = durable  # must outlive a power cut
+
+    # -------------------------------------------------------------- connections
 
     def open(self, path: str = "") -> sqlite3.Connection:
         """Connect to the database, or to a copy of it; only we begin transactions."""
-        if self.connect is sqlite3.connect and self.lasting:
+        if self.connect is sqlite3.connect and self._durable:
             return sqlite3.connect(path or self.path, timeout=0.1, isolation_level=None)
         connection: Any = self.connect(path or self.path)
+        self._check_driver(connection)
         self.errors = (sqlite3.Error, connection.Error)  # a driver may have its own
         if getattr(connection, "autocommit", -1) != -1:
             connection.autocommit = -1  # LEGACY_TRANSACTION_CONTROL
         connection.isolation_level = None
         connection.row_factory = None
         connection.text_factory = str
-        connection.execute("PRAGMA busy_timeout = 100")
-        if not self.lasting:
-            connection.execute("PRAGMA synchronous = OFF")
+        for pragma in ("busy_timeout = 100", "locking_mode = NORMAL",
+                       f"synchronous = {'FULL' if self._durable else 'OFF'}"):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
         opened: sqlite3.Connection = connection
         return opened
 
-    def look(self, also: Reader = lambda connection, version: None) -> tuple[int, Any]:
-        """Return the version, and what `also` reads; nothing is written, and nothing held
-        that a writer would wait for.
+    def _check_driver(self, connection: object) -> None:
+        lacks = [name for name in ("backup", "executescript", "isolation_level",
+                                   "set_authorizer", "set_progress_handler", "Error")
+                 if not hasattr(connection, name)]
+        if lacks:
+            kind = type(connection)
+            raise MigrationError(
+                f"connect() returned a {kind.__module__}.{kind.__qualname__}, which has no "
+                f"{lacks[0]}. Nothing was changed. Return a connection of the sqlite3 module, "
+                "or of a driver with the same interface, such as sqlcipher3.")
+
+    def begin_writing(self) -> sqlite3.Connection:
+        """Return a new connection with a transaction that holds the write lock."""
+        self.must_exist()
+        connection = self.open()
+        try:
+            self.prepare_for_writing(connection)
+            self.begin(connection)
+            return connection
+        except BaseException:
+            connection.close()
+            raise
+
+    def read(self, also: Reader = lambda connection, version: None,
+             unenforced: bool = False) -> tuple[int, Any]:
+        """Return (version, also(connection, version)), both read in one read transaction; if
+        `unenforced`, by a connection with foreign keys off. Takes no lock that blocks a writer.
 
         Raises: as get_db_version().
         """
         self.must_exist()
+
+        def read() -> tuple[int, Any]:
+            connection = self.open()
+            if unenforced:
+                connection.execute("PRAGMA foreign_keys = OFF").fetchall()
+            return self._read(connection, also)
+
         try:
-            found: tuple[int, Any] = self.patiently(lambda: self._look(self.open(), also))
+            found: tuple[int, Any] = self.retry_while_locked(read)
             return found
         except self.errors as error:
             if "readonly" in str(error) or "unable to open" in str(error):
-                return self._look_immutable(also, error)
+                return self._read_immutable(also, error)
             raise self.explain(error) from error
 
-    def _look(self, connection: sqlite3.Connection, also: Reader) -> tuple[int, Any]:
+    def _read(self, connection: sqlite3.Connection, also: Reader) -> tuple[int, Any]:
         with _closing(connection):
             connection.execute("BEGIN")  # all of it is one state, and locked once
-            version = _read_version(connection, self.shown)
+            version = _read_version(connection, self.name)
             return version, also(connection, version)
 
-    def _look_immutable(self, also: Reader, error: Exception) -> tuple[int, Any]:
-        """Look at a database in WAL mode where nobody can write, as SQLite does it only when
-        told that nobody will. Its log must be empty, and so not there."""
+    def _read_immutable(self, also: Reader, error: Exception) -> tuple[int, Any]:
+        """Read a database in WAL mode where nobody can write, which SQLite does only when told
+        that nobody will. Its log must be empty, and so not there."""
         real = os.path.realpath(self.path)
         if (self.connect is not sqlite3.connect or os.access(os.path.dirname(real), os.W_OK)
                 or os.path.exists(real + "-wal")):
@@ -1605,483 +2775,384 @@ class _Database:
         from pathlib import PurePath
         with self.explained():
             uri = _uri(PurePath(self.path)) + "?immutable=1"
-            return self._look(sqlite3.connect(uri, uri=True), also)
+            return self._read(sqlite3.connect(uri, uri=True), also)
 
     def must_exist(self) -> None:
         """Raise FileNotFoundError if there is no file, so that SQLite creates none."""
         try:
             mode = os.stat(self.path).st_mode
         except (FileNotFoundError, NotADirectoryError):
-            raise FileNotFoundError(f"there is no database {self.shown}. Create it with "
-                                    "--createdb, or name another one with --db.") from None
+            raise FileNotFoundError(
+                f"there is no database {self.name}. To create it, call ensure_versioned_db(), or "
+                "run fastmigrate with --createdb. Name another database with --db.") from None
         if mode >> 12 == 4:
-            raise MigrationError(f"{self.shown} is a directory, not a database. Name the "
-                                 "database file with --db.")
+            raise MigrationError(f"{self.name} is a directory, not a database. Name the "
+                                 "database file.")
+
+    def writing(self) -> _closing:
+        """Return a context with a new connection that holds the write lock."""
+        return _closing(self.begin_writing())
+
+    def working_copy(self, label: str, tick: Callable[[], None]) -> _WorkingCopy:
+        """Return a working copy of the database; `label` is a part of its name."""
+        return _WorkingCopy(self, label, tick)
 
     # -------------------------------------------------------------- errors and waiting
 
-    def explained(self) -> _Explained:
-        return _Explained(self)
+    def explained(self, changes: bool = False) -> _Explained:
+        """Return a context in which errors of SQLite and of the system become ours; `changes`
+        tells that the database can be another one by then."""
+        return _Explained(self, changes)
 
-    def meaning(self, text: str) -> tuple[str, str] | None:
-        """Return what an error of SQLite's means and what to do, None if it is in the SQL."""
-        for sign, (meaning, remedy) in SQLITE_ERRORS.items():
-            if text.startswith(sign):
-                return meaning.format(db=self.shown, text=text), remedy
-        return None
-
-    def reason(self, error: BaseException) -> str:
-        """Return what an error of SQLite's, or of the system's, means, in a few words."""
-        if isinstance(error, OSError) and error.filename:
-            return f"{os.fsdecode(error.filename)}: {error.strerror}"
-        meaning = self.meaning(str(error)) if isinstance(error, self.errors) else None
-        return meaning[0] if meaning else str(error)
-
-    def explain(self, error: BaseException) -> MigrationError:
+    def explain(self, error: BaseException, state: str = "Nothing was changed.") -> MigrationError:
         """Return an error of SQLite's, or of the system's, as one of ours."""
-        if isinstance(error, MigrationError):
-            return error
-        text = self.reason(error)
-        meaning = self.meaning(str(error)) if isinstance(error, self.errors) else None
-        if meaning:
-            return MigrationError(f"{text}. Nothing was changed. {meaning[1]}, then run this "
-                                  "again.")
-        return MigrationError(f"{self.shown}: {text}" if isinstance(error, self.errors) else text)
+        return _explain(error, self.name, self.errors, state)
 
-    def patiently(self, act: Callable[[], Any]) -> Any:
+    def standing(self) -> str:
+        """Return a sentence on where the database stands now."""
+        if not os.path.exists(self.path):
+            return "Nothing was changed."
+        try:
+            return f"{self.name} is at version {self.read()[0]}."
+        except (sqlite3.Error, OSError) as error:
+            return self.unreadable(error)
+
+    def unreadable(self, error: Exception) -> str:
+        """Return a sentence on why the version cannot be read."""
+        reason = _reason(error.__cause__ or error, self.name, self.errors)
+        return f"The version of {self.name} cannot be read now: {reason}."
+
+    def standing_after(self, script: _Script, version: int) -> str:
+        """Return a sentence on where the database stands after a script failed."""
+        if version < script.version:
+            return f"{self.name} is still at version {version}; the script was rolled back."
+        return f"{self.name} is at version {version}: the script is applied all the same."
+
+    def retry_while_locked(self, act: Callable[[], Any]) -> Any:
         """Return what `act` returns, trying again for as long as the database is locked and
-        there is time to wait."""
-        wait = _Wait(self)
+        there is time to wait.
+
+        Raises: MigrationError when the time is up.
+        """
+        wait: _Wait | None = None
         while True:
             try:
                 return act()
             except self.errors as error:
-                if not _is_locked(error) or not wait.goes_on("another connection"):
+                if isinstance(error, MigrationError) or not _is_locked(error):
                     raise
+            wait = wait or _Wait(self)
+            wait.check()
             time.sleep(POLL_SECONDS)
+
+    def execute_patiently(self, connection: sqlite3.Connection, statement: str) -> None:
+        """Execute a statement outside of any transaction of ours."""
+        self.retry_while_locked(lambda: connection.execute(statement).fetchall())
+
+    def prepare_for_writing(self, connection: sqlite3.Connection) -> str:
+        """Prepare a connection to the database for changes; return its journal mode."""
+        return str(self.retry_while_locked(  # to read the mode takes a lock
+            lambda: _prepare_for_writing(connection, self._durable)))
 
     def begin(self, connection: sqlite3.Connection) -> None:
         """Begin a transaction that holds the write lock from its first moment. (One that
         asks for it later fails at once if another process has written meanwhile.)"""
-        self.patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
+        self.retry_while_locked(lambda: connection.execute("BEGIN IMMEDIATE"))
 
     def commit(self, connection: sqlite3.Connection) -> None:
-        """Commit, when those who read have done so."""
-        self.patiently(lambda: connection.execute("COMMIT"))
+        """Commit, when those who read have finished. It tries in short turns, so that Ctrl-C
+        gets through; the transaction and its lock stay between the turns."""
+        self.retry_while_locked(lambda: connection.execute("COMMIT"))
 
-    def writing(self) -> sqlite3.Connection:
-        """Return a new connection that holds the write lock, after the work of any runner
-        that died was put right. Waits for one whose script still runs."""
-        snapshot, wait, waited_for = self.snapshot, _Wait(self), ""
-        while True:
-            if not snapshot.is_held():  # else the script is not to meet our locks
-                snapshot.make_place()
-                self.must_exist()
-                connection = self.open()
-                try:
-                    _unenforce(connection)
-                    self.begin(connection)
-                    if not snapshot.exists() or snapshot.is_of_caller():
-                        return connection
-                    try:
-                        version = _read_version(connection, self.shown)
-                    except MigrationError:
-                        version = -1  # the script that was cut off may have taken it away
-                    if snapshot.clear(version):
-                        return connection
-                except BaseException as error:
-                    snapshot.release()
-                    connection.close()
-                    if (isinstance(error, MigrationError) or not isinstance(error, self.errors)
-                            or not _is_damage(error) or not os.path.exists(snapshot.path)
-                            or not snapshot.take_lock()):
-                        raise
-                connection.close()
-                if snapshot.lock >= 0:
-                    snapshot.recover()
-                    continue
-            holder = snapshot.holder()
-            if holder != waited_for:
-                wait, waited_for = _Wait(self), holder  # it gets on: wait afresh
-            if not wait.goes_on(holder):
-                raise MigrationError(
-                    f"database is locked: {holder} has held {self.shown} for more than "
-                    f"{self.timeout:g} s. Nothing was changed. Wait for that, or wait longer "
-                    "with --timeout, then run this again.")
-            time.sleep(POLL_SECONDS)
+    def find_copies(self) -> list[str]:
+        """Return the paths of the working copies beside the database."""
+        import re
+        folder, name = os.path.split(os.path.realpath(self.path))
+        pattern = re.compile(re.escape(name) + WORKING_COPY)
+        return sorted(os.path.join(folder, other) for other in os.listdir(folder)
+                      if pattern.fullmatch(other))
 
     # -------------------------------------------------------------- changing by hand
 
     def create(self) -> bool:
-        """Create the database at version 0; return False if somebody else was faster."""
-        real = os.path.realpath(self.path)
+        """Create the database at version 0, unless it exists. Return whether this call did it.
+
+        It is laid out in one transaction in the file at its path: of many processes that do
+        this at once, one creates it, and the others wait for its lock. (To lay it out aside
+        and link it into place needs hard links, which some file systems do not have.)
+        """
+        real = os.path.realpath(self.path) if os.path.islink(self.path) else self.path
         with self.explained():
             os.makedirs(os.path.dirname(real), exist_ok=True)
-            new = _aside(real)
-            try:
-                self.lay_out(new)
-                return _place(new, real)
-            finally:
-                _remove(new, new + "-journal")
+            with _closing(self.open()) as connection:
+                self.begin(connection)
+                if not _is_empty(connection):
+                    return False
+                connection.execute(CREATE_META)
+                connection.execute(INSERT_META, (0,)).fetchall()
+                self.commit(connection)
+                return True
 
-    def lay_out(self, path: str) -> None:
-        """Make a file that is not there yet a database at version 0."""
-        with _closing(self.open(path)) as connection:
-            connection.execute("PRAGMA synchronous = OFF")  # it is synced when complete
-            connection.execute("PRAGMA journal_mode = OFF")
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute(CREATE_META)
-            connection.execute(INSERT_META, (0,))
-            connection.execute("COMMIT")
+    def is_missing(self) -> bool:
+        """Return whether there is no database yet: no file, or one without any table, such
+        as a file of 0 bytes."""
+        try:
+            if not os.path.getsize(self.path):
+                return True
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        try:
+            self.read()
+        except _EmptyError:
+            return True
+        except (MigrationError, OSError):
+            pass  # whoever asks for more hears of it
+        return False
 
     def set_version(self, version: int) -> None:
         """Set the version by hand; what lies above it is no longer recorded as applied."""
-        self.must_exist()
-        with self.explained(), _closing(self.writing()) as connection:
+        with self.explained(), _closing(self.begin_writing()) as connection:
             trouble: Exception | None = None
             try:
-                _read_version(connection, self.shown)
+                _read_version(connection, self.name)
             except UnversionedError:
                 connection.execute(CREATE_META)
             except MigrationError as error:
                 trouble = error  # a row that is missing or wrong can be set right
             try:
-                connection.execute(INSERT_META, (version,))
-                _read_version(connection, self.shown)
+                connection.execute(INSERT_META, (version,)).fetchall()
+                _read_version(connection, self.name)
             except self.errors as error:
                 raise trouble or error from None
-            if connection.execute(HAS_HISTORY).fetchone():
-                try:
-                    connection.execute(SELECT_HISTORY, (version,))
-                except connection.OperationalError as error:
-                    raise MigrationError(
-                        f"{self.shown} has a table _migration_history that is not fastmigrate's "
-                        f"({error}). Nothing was changed. Rename it.") from None
-                connection.execute(DELETE_HISTORY, (version + 1, MAX_VERSION))
+            _forget(connection, version, self.name)
             self.commit(connection)
 
-    def restore(self, backup: str) -> None:
-        """Copy a backup over the database, once it is proved sound."""
-        source = _Database(backup, self.timeout, self.connect, self.report)
-        if not os.path.exists(source.path):
-            raise FileNotFoundError(f"there is no backup {backup}. Nothing was changed.")
-        if os.path.exists(self.path) and os.path.samefile(source.path, self.path):
-            raise MigrationError(f"{backup} is the database itself. Nothing was changed. Name a "
-                                 "backup of it.")
-        try:
-            source.look(_prove_sound)
-        except MigrationError as error:
-            why = ("it has no version" if isinstance(error, UnversionedError)
-                   else source.reason(error.__cause__ or error))
-            raise MigrationError(f"{backup} is no backup to restore: {why}. Nothing was changed. "
-                                 "Name another one.") from error
-        with self.explained():
-            try:
-                if not os.path.exists(self.path):
-                    os.makedirs(os.path.dirname(self.path), exist_ok=True)
-                    _create_private(self.path, source.path)
-                if self.snapshot.exists() and not self.snapshot.take_lock():
-                    raise MigrationError(f"{self.snapshot.holder()} holds {self.shown}. Nothing "
-                                         "was changed. Run this again when that is done.")
-                if os.path.getsize(self.path):
-                    self.report.result(f"What {self.shown} held is kept in {self.keep()}")
-                self.copy(source.path, self.path, "restore")
-                self.snapshot.remove()  # of a runner that died: it is not to come back
-            finally:
-                self.snapshot.release()
+    # -------------------------------------------------------------- backups
 
-    def keep(self) -> str:
-        """Back up what is about to be overwritten, byte for byte if SQLite cannot read it: it
-        may be damaged, or encrypted with a key that we were not given. Return the path."""
-        try:
-            return self.back_up()
-        except MigrationError as error:
-            if not _is_damage(error.__cause__):
-                raise
-            kept = self.back_up(_copy_bytes)
-            if os.path.exists(self.path + "-wal"):
-                log = os.path.abspath(kept) + "-wal"
-                _create_private(log, self.path)
-                _copy_bytes(self.path + "-wal", log)
-            self.make_way()
-            return kept
-
-    def is_readable(self) -> bool:
-        try:
-            with _closing(self.open()) as connection:
-                connection.execute("SELECT 1 FROM sqlite_master").fetchall()
-        except self.errors as error:
-            return not _is_damage(error)
-        return True
-
-    def make_way(self) -> None:
-        """Empty a database that SQLite cannot read, so that it can be written."""
-        os.truncate(self.path, 0)  # by name: closing a descriptor would drop locks
-        _remove(self.path + "-journal", self.path + "-wal", self.path + "-shm")
-
-    # -------------------------------------------------------------- copies
-
-    def back_up(self, copy: Callable[[str, str], None] | None = None) -> str:
+    def back_up(self, ending: str = ".backup") -> str:
         """Copy the database to a backup beside it, named by the time; return its path."""
         self.must_exist()
-        new, now = _aside(self.path), int(time.time())
-        try:
-            _create_private(new, self.path)
-            (copy or self.copy)(self.path, new)
-            while True:
-                end = time.strftime(".%Y%m%d_%H%M%S.backup", time.localtime(now))
-                if _place(new, self.path + end):
-                    return self.given + end
-                now += 1  # two in one second: this one takes the next
-        except self.errors + (OSError,) as error:
-            raise MigrationError(f"no backup of {self.shown} could be made: {self.reason(error)}. "
-                                 "Nothing was changed. Make room and rights beside it, then run "
-                                 "this again.") from error
-        finally:
-            _remove(new)
+        for attempt in range(3):
+            new = f"{os.path.realpath(self.path)}-copy-backup-{_unique()}"
+            try:
+                _create_private(new, self.path)
+                self.copy_to(new)
+                return self._place_backup(new, ending)
+            except self.errors + (OSError,) as error:
+                # A process that has a script to run on a copy may take ours for a leftover.
+                if os.path.exists(new) or attempt == 2:
+                    raise MigrationError(
+                        f"no backup of {self.name} could be made: "
+                        f"{_reason(error, self.name, self.errors)}. Nothing was changed. Free "
+                        "some disk space, or make the directory writable, then run this again."
+                        ) from error
+            finally:
+                _remove_database(new)
+        raise AssertionError("unreachable")
 
-    def copy(self, source: str, target: str, doing: str = "backup") -> None:
-        """Copy one state of a database over another, in one transaction of that."""
-        wait = _Wait(self)
-
+    def copy_to(self, path: str) -> None:
+        """Copy one state of the database into an empty file, and make it durable."""
         def step(status: int, remaining: int, total: int) -> None:
-            copied = status in (sqlite3.SQLITE_OK, SQLITE_DONE)
-            if not copied and not wait.goes_on("another connection"):
-                raise sqlite3.OperationalError("database is locked")
-            self.report.progress(
-                lambda: f"{doing}: {100 * (total - remaining) // (total or 1)} % of {total} pages")
+            if status in (SQLITE_BUSY, SQLITE_LOCKED):
+                wait.check()
+            self.report.progress(lambda: f"backup of {self.name}: "
+                                 f"{100 * (total - remaining) // (total or 1)} %")
 
-        with _closing(self.open(source)) as old, _closing(self.open(target)) as new:
-            if target != self.path:  # a new file: nothing to roll back to
-                new.execute("PRAGMA journal_mode = OFF")
-                new.execute("PRAGMA synchronous = OFF")  # it is synced when it is complete
-            elif _journal_mode(new) == "wal":
-                sizes = {c.execute("PRAGMA page_size").fetchone() for c in (old, new)}
-                if len(sizes) > 1:  # which SQLite does not change in this mode
-                    self.patiently(lambda: new.execute("PRAGMA journal_mode = DELETE"))
-                elif _journal_mode(old) != "wal":
-                    try:
-                        new.execute("PRAGMA journal_mode = DELETE")  # a copy would not change it
-                    except self.errors as error:
-                        if not _is_locked(error):
-                            raise
-            old.execute("BEGIN")  # one state from here on, whoever writes meanwhile
-            self.patiently(lambda: old.execute("SELECT 1 FROM sqlite_master").fetchone())
-            old.backup(new, pages=BACKUP_PAGES, progress=step, sleep=POLL_SECONDS)
-        self.report.done()
+        wait = _Wait(self)
+        with _closing(self.open()) as source, _closing(self.open(path)) as copy:
+            copy.execute("PRAGMA journal_mode = OFF").fetchall()  # nothing to roll back to
+            copy.execute("PRAGMA synchronous = OFF").fetchall()  # it is synced when complete
+            source.execute("BEGIN")  # one state from here on, whoever writes meanwhile
+            self.retry_while_locked(
+                lambda: source.execute("SELECT 1 FROM sqlite_master").fetchall())
+            source.backup(copy, pages=BACKUP_PAGES, progress=step, sleep=POLL_SECONDS)
+        self.report.end_progress()
+        if self._durable:
+            _sync(path)
+
+    def _place_backup(self, new: str, ending: str) -> str:
+        """Give a complete backup its name, which is reserved first, so that it takes nobody's
+        name; return it. (Hard links would do so too, but some file systems have none.)"""
+        now = int(time.time())
+        while True:
+            stamp = time.strftime(".%Y%m%d_%H%M%S", time.localtime(now)) + ending
+            try:
+                _create_private(self.path + stamp, self.path)
+                break
+            except FileExistsError:
+                now += 1  # two in one second: this one takes the next
+        try:
+            os.replace(new, self.path + stamp)
+        except BaseException:
+            _remove(self.path + stamp)
+            raise
+        _sync(os.path.dirname(self.path))
+        return self.path_as_given + stamp
+
+
+def _prepare_for_writing(connection: sqlite3.Connection, durable: bool = True) -> str:
+    """Prepare a connection for changes of ours or of a script; return its journal mode.
+
+    Foreign keys are off, or the rebuild of a table would delete the rows that refer to it: they
+    may be on by the application's `connect`, or by the way SQLite was built. The journal is on
+    the disk, or SQLite could not roll back.
+    """
+    connection.execute("PRAGMA foreign_keys = OFF").fetchall()
+    if not durable:
+        connection.execute("PRAGMA synchronous = OFF").fetchall()
+    mode = _journal_mode(connection)
+    return _journal_mode(connection, "DELETE") if durable and mode in WEAK_JOURNALS else mode
+
+
+def _journal_mode(connection: sqlite3.Connection, wanted: str = "") -> str:
+    """Return the journal mode, after it was set to `wanted` if that is given."""
+    setting = f" = {wanted}" if wanted else ""
+    return str(connection.execute(f"PRAGMA main.journal_mode{setting}").fetchall()[0][0])
+
+
+def _journal_mode_of(database: _Database) -> str:
+    """Return the journal mode of a database."""
+    with _closing(database.open()) as connection:
+        return str(database.retry_while_locked(lambda: _journal_mode(connection)))
+
+
+def _check_path(path: str) -> None:
+    """Refuse what other tools take for a database, and SQLite would make a file of."""
+    if path and "\0" not in path and path != ":memory:" and not path.lower().startswith(
+            ("file:", "sqlite:", "sqlite3:")):
+        return
+    what = "For a database in memory, call build_db()." if path == ":memory:" else (
+        "Give the path of its file, without a scheme: data/app.db")
+    raise MigrationError(
+        f"{path!r} is not the path of a database file. Nothing was changed. {what}")
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    """Return whether a database has no table, view or anything else."""
+    return not connection.execute("SELECT 1 FROM main.sqlite_master LIMIT 1").fetchall()
+
+
+class _MemoryDatabase(_Database):
+    """A database in memory, which no other process sees: nothing is locked, and nothing
+    outlives this process. Scripts that need a file get one in a temporary directory."""
+
+    def __init__(self, connect: Connect, report: _Report | None = None) -> None:
+        super().__init__("memory", connect=connect, report=report, durable=False)
+        self.name = "the database in memory"
+        self.connection = self.open()
+        self.connection.executescript(f"{CREATE_META}; INSERT INTO _meta VALUES (1, 0);")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def open(self, path: str = "") -> sqlite3.Connection:
+        """Connect to a database of its own in memory, or to a working copy."""
+        return super().open(path or ":memory:")
+
+    def __enter__(self) -> _MemoryDatabase:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self._folder:
+            self._folder.cleanup()
+
+    def replay(self, migrations_dir: StrPath, to: int | None = None) -> None:
+        """Run the scripts up to a version."""
+        _Run(self, migrations_dir, to).run()
+
+    def must_exist(self) -> None:
+        """It does."""
+
+    def find_copies(self) -> list[str]:
+        return []
+
+    def read(self, also: Reader = lambda connection, version: None,
+             unenforced: bool = False) -> tuple[int, Any]:
+        version = _read_version(self.connection, self.name)
+        return version, also(self.connection, version)
+
+    def begin_writing(self) -> sqlite3.Connection:
+        _prepare_for_writing(self.connection, durable=False)
+        self.connection.execute("BEGIN")
+        return self.connection
+
+    def writing(self) -> _closing:
+        return _closing(self.begin_writing(), self.renew)
+
+    def renew(self) -> None:
+        """Go on with a new connection: the temporary tables, attached databases and settings
+        of a script go with the old one."""
+        old, self.connection = self.connection, self.open()
+        if old.in_transaction:
+            old.execute("ROLLBACK")
+        old.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
+        old.backup(self.connection)
+        old.close()
+
+    def working_copy(self, label: str, tick: Callable[[], None]) -> _WorkingCopy:
+        import tempfile
+        if not self._folder:
+            self._folder = tempfile.TemporaryDirectory(prefix="fastmigrate-")
+        return _MemoryCopy(self, os.path.join(self._folder.name, f"scratch.db-{label}"), tick)
+
+
+class _LockedError(MigrationError):
+    """Another connection has held the database for longer than the timeout."""
+
+    remedy = "Wait for it to finish, or raise timeout=, or --timeout"
+
+    def __init__(self, who: str, state: str = "Nothing was changed.") -> None:
+        super().__init__(f"database is locked: {who}. {state} {self.remedy}, then run this again.")
+        self.who = who
 
 
 class _Wait:
-    """One wait for somebody else: tells of it once, and knows when the time is up."""
+    """One wait for a lock that another connection holds: reports it once, and knows when the
+    time is up. The time begins anew whenever the version moves or another script runs."""
 
     def __init__(self, database: _Database) -> None:
         self._database = database
-        self._since = time.monotonic()
-        self._told = False
+        self._since = self._looked = time.monotonic()
+        self._reported = False
+        self._seen: tuple[str, object] | None = None  # who held it, and the version
 
-    def goes_on(self, whom: str) -> bool:
-        database, waited = self._database, time.monotonic() - self._since
-        if waited > 0.5 and not self._told and waited < database.timeout:
-            self._told = True
-            database.report.warn(f"waiting up to {database.timeout:g} s: {whom} holds "
-                                 f"{database.shown}")
-        return waited < database.timeout
+    def check(self) -> None:
+        """Raise MigrationError if the time is up."""
+        database, now = self._database, time.monotonic()
+        database.report.check_stop()
+        if now - self._looked > min(0.5, database.timeout) or now - self._since > database.timeout:
+            self._looked = now
+            seen = self._look()
+            if self._seen is not None and seen != self._seen:
+                self._since, self._reported = now, False
+            self._seen = seen
+        waited = now - self._since
+        holder = self._seen[0] if self._seen else "another connection"
+        if waited >= database.timeout:
+            raise _LockedError(f"{holder} has held {database.name} for more than "
+                               f"{database.timeout:g} s")
+        if waited > 0.5 and not self._reported:
+            self._reported = True
+            database.report.warn(f"waiting up to {database.timeout:g} s: {holder} holds "
+                                 f"{database.name}")
 
-
-class _Undisturbed:
-    """Let SIGINT and SIGTERM wait until what is half done is done."""
-
-    def __enter__(self) -> None:
-        import signal
-        self._before: Any = None
-        if hasattr(signal, "pthread_sigmask"):
-            self._before = signal.pthread_sigmask(
-                signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-
-    def __exit__(self, *details: object) -> None:
-        import signal
-        if self._before is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
-
-
-class _Snapshot:
-    """The copy of a database that is put back if a script on its own fails, and its lock.
-
-    Both are made, judged and removed only by who has the write lock of the database, so no
-    one waits for a file that is gone. A script inherits the lock: it outlives a runner
-    that was killed. (The lock has a file of its own, for on macOS and the BSDs an flock()
-    on the copy would keep SQLite, whose locks are fcntl()'s, from reading it.)
-    """
-
-    def __init__(self, database: _Database) -> None:
-        self._database = database
-        real = os.path.realpath(database.path) if os.path.islink(database.path) else database.path
-        self.path = real + "-snapshot"
-        self._lock_path = self.path + "-lock"
-        self.lock = -1  # the descriptor, where we hold it
-
-    def exists(self) -> bool:
-        """Return whether a runner is, or died, in the middle of a script on its own."""
-        return os.path.exists(self._lock_path) or os.path.exists(self.path)
-
-    def is_held(self) -> bool:
-        """Return whether a runner, or its script, seems to be at work: for waiting only."""
-        if self.is_of_caller():
-            return False
-        try:
-            descriptor = _try_lock(self._lock_path)
-        except OSError:
-            return False  # there is none
-        if descriptor >= 0:
-            os.close(descriptor)
-        return descriptor < 0
-
-    def is_of_caller(self) -> bool:
-        """Return whether it is a script that calls us, and for that script that it was made."""
-        made = os.environ.get("FASTMIGRATE_SNAPSHOT")  # inherited also by what outlives it
-        return made is not None and made == f"{self._note()[0]} {self.path}"
-
-    def take(self, name: str, copied: bool) -> None:
-        """Take the lock for a script and, unless there is to be no copy, make that."""
-        new = self.path + "-new"
-        for _ in range(100):
-            if self.take_lock():
-                break
-            time.sleep(0.01)  # somebody has a look, as is_held() does
-        else:  # it is another's, and so is the copy: a script that migrates its own database
-            raise OSError(11, "somebody holds the lock", self._lock_path)
-        try:
-            os.write(self.lock, f"{os.getpid()}\n{name}\n{'copied' if copied else ''}\n"
-                     .encode(errors="replace"))
-            if copied:
-                _create_private(new, self._database.path)
-                self._database.copy(self._database.path, new, "snapshot")
-                _sync(new)
-                os.replace(new, self.path)
-                _sync(os.path.dirname(new))
-        except BaseException:
-            self.remove()
-            raise
-
-    def take_lock(self) -> bool:
-        if not os.path.exists(self._lock_path):
-            _create_private(self._lock_path, self._database.path)
-        self.lock = _try_lock(self._lock_path)
-        return self.lock >= 0
-
-    def release(self) -> None:
-        if self.lock >= 0:
-            os.close(self.lock)
-            self.lock = -1
-
-    def remove(self) -> None:
-        """Remove the copy and the lock; the write lock is held, or the lock."""
-        _remove(*(self.path + end for end in ("", "-new", "-wal", "-shm", "-journal")))
-        self.release()  # Windows removes no open file
-        _remove(self._lock_path)
-
-    def drop(self) -> None:
-        """Remove the copy and the lock."""
-        with _Undisturbed(), _closing(self._database.open()) as connection:
-            self._database.begin(connection)
-            self.remove()
-
-    def put_back(self) -> None:
-        """Make the database what it was when the copy was made; remove that."""
+    def _look(self) -> tuple[str, object]:
         database = self._database
-        with _Undisturbed():
-            self._version()  # proves that it is there, and a snapshot
-            self.make_place()
-            try:
-                database.copy(self.path, database.path, "putting back")
-            except database.errors as error:
-                if not _is_damage(error) or database.is_readable():
-                    raise
-                self.read(lambda copy: _prove_sound(copy, 0))
-                database.make_way()
-                database.copy(self.path, database.path, "putting back")
-            self.drop()
-
-    def make_place(self) -> None:
-        """Make the database an empty file where a script has removed it."""
-        if os.path.exists(self.path) and not os.path.exists(self._database.path):
-            try:
-                _create_private(self._database.path, self.path)
-            except FileExistsError:
-                pass  # somebody else has done so
-
-    def clear(self, version: int) -> bool:
-        """Return whether the way is free. Else a runner or its script holds the lock or,
-        where nobody did, we do now, and must recover(). We hold the write lock."""
-        if not self.take_lock():
-            return False
-        if os.path.exists(self.path):
-            leads_to = extract_version_from_filename(self._note()[1]) or version
-            if self._version() >= version or version != leads_to:
-                return False
-            # else the script had finished, and only the removal was missing
-        else:
-            _, name, copied = self._note()
-            if not copied and (extract_version_from_filename(name) or 0) > version:
-                self._database.report.warn(
-                    f"{name} was cut off in a run without a snapshot: {self._database.shown} "
-                    "may hold a part of what it did. It is run again now.")
-        self.remove()
-        return True
-
-    def recover(self) -> None:
-        """Put back the copy of a runner that died; keep what it left as a backup."""
-        database, kept = self._database, ""
+        version = None
         try:
-            self._version()
-            kept = database.keep()
-            self.put_back()
-        except database.errors + (OSError,) as error:
-            if kept and os.path.getsize(database.path):  # else it is the only copy
-                _remove(os.path.abspath(kept))
-            raise MigrationError(
-                f"an earlier run died while a script was running, and {database.shown} cannot "
-                f"be put back: {database.reason(error)}\nIt holds what that script left; its "
-                f"snapshot {self.path} is kept. Mend this, then run this again: the snapshot is "
-                "put back first.") from error
-        finally:
-            self.release()
-        database.report.warn(
-            f"an earlier run died while a script was running. {database.shown} was put back to "
-            f"where it stood before that script. What was there, with a part of that script's "
-            f"work, is kept in {kept}, which you may delete.")
-
-    def read(self, what: Callable[[sqlite3.Connection], Any]) -> Any:
-        if not os.path.exists(self.path):  # SQLite would create an empty one
-            raise FileNotFoundError(2, "the snapshot is gone", self.path)
-        with _closing(self._database.open(self.path)) as copy:
-            return what(copy)
-
-    def _version(self) -> int:
-        try:
-            return int(self.read(lambda copy: _read_version(copy, self.path)))
-        except self._database.errors as error:
-            raise MigrationError(
-                f"{self.path} is not a snapshot that fastmigrate made: {error}\nNothing was "
-                "changed. Move it out of the way, then run this again.") from error
-
-    def _note(self) -> tuple[str, str, bool]:
-        """Return process, script, and whether there is to be a copy."""
-        try:
-            with open(self._lock_path, encoding="utf-8", errors="replace") as file:
-                process, name, copied = file.read().split("\n")[:3]
-            return process, name, bool(copied)
-        except (OSError, ValueError):
-            return "", "", True  # it died before it could write it, or has just ended
-
-    def holder(self) -> str:
-        process, name, _ = self._note()
-        return f"{name}, which process {process} started," if process else "another process"
+            with _closing(database.open()) as connection:
+                version = connection.execute(SELECT_META).fetchall()
+        except database.errors:
+            pass
+        holder = "another connection"
+        for path in database.find_copies():
+            number, process = path.rpartition("-copy-")[2].split("-")[:2]
+            if number.isdecimal() and process != str(os.getpid()):
+                holder = f"process {process}, which runs the script {number},"
+        return holder, version
 
 
 def _uri(path: PurePath) -> str:
-    """Return the URI of a file as SQLite reads it. (It knows no host: the path of a share
-    is to follow as it is, with four slashes in all.)"""
+    """Return the URI of a file as SQLite reads it. SQLite rejects a host name in a URI, so a
+    Windows share \\\\host\\dir becomes file:////host/dir."""
     from urllib.parse import quote
     text = path.as_posix()
     return "file://" + "/" * (text[:1] != "/") + quote(os.fsencode(text), safe="/:")
@@ -2102,9 +3173,14 @@ def _read_version(connection: sqlite3.Connection, name: str) -> int:
         rows = connection.execute(SELECT_META).fetchall()
     except connection.OperationalError as error:
         if "no such table" in str(error):
+            if _is_empty(connection):
+                raise _EmptyError(
+                    f"{name} is empty. To make it a database at version 0, call "
+                    "ensure_versioned_db(), or run fastmigrate with --createdb.") from None
             raise UnversionedError(
                 f"{name} is unversioned: it has no table _meta. Put it under management with "
-                "--enroll, or with --set-version if you know its version.") from None
+                "enroll_db() or --enroll, or with set_db_version() or --set-version if you "
+                "know its version.") from None
         if "no such column" in str(error):
             raise MigrationError(
                 f"{name} has a table _meta that is not fastmigrate's ({error}). Rename it: "
@@ -2115,20 +3191,135 @@ def _read_version(connection: sqlite3.Connection, name: str) -> int:
     held = ", ".join(repr(row) for row in rows) or "no row"
     raise MigrationError(
         f"{name} has a damaged table _meta: it must hold one row, (1, version), and holds "
-        f"{held}. Set the version with --set-version if you know it.")
+        f"{held}. Set the version with set_db_version() or --set-version if you know it.")
 
 
-def _prove_sound(connection: sqlite3.Connection, version: int) -> None:
-    found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if found != "ok":
-        raise sqlite3.DatabaseError(f"database disk image is malformed: {found}")
+# -------------------------------------------------------------- restoring
 
 
-def _create_private(path: str, like: str) -> None:
+def _restore(database: _Database, backup: str) -> int:
+    """Make the database what a backup is, by the same lock and in the same way as a script's
+    working copy becomes the database. What it held is kept under the ending .before-restore.
+    Return the version.
+    """
+    source = _Database(backup, database.timeout, database.connect, database.report)
+    if not os.path.exists(source.path):
+        raise FileNotFoundError(f"there is no backup {backup}. Nothing was changed.")
+    if os.path.exists(database.path) and os.path.samefile(source.path, database.path):
+        raise MigrationError(f"{backup} is the database itself. Nothing was changed. Name a "
+                             "backup of it.")
+    version = _prove_sound(source)
+    with database.explained(changes=True):
+        created = not os.path.exists(database.path)
+        try:
+            if created:
+                os.makedirs(os.path.dirname(database.path), exist_ok=True)
+                _create_private(database.path, source.path, writable=True)
+            elif os.path.getsize(database.path):
+                _make_writable_again(database)
+            _leave_wal_for(database, source)
+            copy = database.working_copy("restore", lambda: None)
+
+            def work(reader: sqlite3.Connection) -> int:
+                if not _is_empty(reader):
+                    kept = database.back_up(".before-restore")
+                    database.report.result(f"What {database.name} held is kept in {kept}")
+                with _closing(source.open()) as backed_up:
+                    copy.fill_from(backed_up)
+                return version
+
+            copy.replace_database(work)
+        except BaseException:
+            if created and database.is_missing():
+                _remove_database(database.path)
+            raise
+        return version
+
+
+def _make_writable_again(database: _Database) -> None:
+    """If SQLite cannot read the database (it is damaged, or encrypted with a key that we were
+    not given), keep it byte for byte, and empty the file, so that it can be written."""
+    try:
+        with _closing(database.open()) as connection:
+            connection.execute("SELECT 1 FROM sqlite_master").fetchall()
+        return
+    except database.errors as error:
+        if not _is_damage(error):
+            return  # whoever writes next hears of it
+    now = int(time.time())
+    while True:
+        kept = time.strftime(".%Y%m%d_%H%M%S", time.localtime(now)) + ".before-restore"
+        if not os.path.lexists(database.path + kept):
+            break
+        now += 1
+    for end in ("", "-wal"):
+        if os.path.exists(database.path + end):
+            _create_private(database.path + kept + end, database.path)
+            _copy_bytes(database.path + end, database.path + kept + end)
+    database.report.result(f"What {database.name} held is kept in {database.path_as_given}{kept}")
+    os.truncate(database.path, 0)  # by name: closing a descriptor would drop locks
+    _remove(*(database.path + end for end in ("-journal", "-wal", "-shm")))
+
+
+def _leave_wal_for(database: _Database, source: _Database) -> None:
+    """Let the database leave WAL mode if the backup is not in it, or has another page size,
+    which SQLite does not change in WAL mode."""
+    with _closing(database.open()) as old, _closing(source.open()) as new:
+        if database.retry_while_locked(lambda: _journal_mode(old)) != "wal":
+            return
+        sizes = {c.execute("PRAGMA page_size").fetchall()[0][0] for c in (old, new)}
+        if len(sizes) > 1:
+            database.retry_while_locked(lambda: _journal_mode(old, "DELETE"))
+        elif _journal_mode(new) != "wal":
+            _try_journal_mode(database, old, "delete")
+
+
+def _prove_sound(source: _Database) -> int:
+    """Return the version of a backup. Raise MigrationError if it is no database that can be
+    restored."""
+    def check(connection: sqlite3.Connection, version: int) -> None:
+        try:
+            damage = _find_damage(connection)
+        except source.errors as error:
+            if not str(error).startswith(("no such", "unknown function")):
+                raise
+            source.report.warn(f"{source.name} could not be checked to its end ({error}): give "
+                               "a connect that provides it")
+            return
+        if damage:
+            raise sqlite3.DatabaseError(f"database disk image is malformed: {damage}")
+
+    try:
+        return source.read(check)[0]
+    except MigrationError as error:
+        why = ("it is empty" if isinstance(error, _EmptyError)
+               else "it has no version" if isinstance(error, UnversionedError)
+               else _reason(error.__cause__ or error, source.name, source.errors))
+        raise MigrationError(f"{source.name} is no backup to restore: {why}. Nothing was changed. "
+                             "Name another one.") from error
+
+
+def _find_damage(connection: sqlite3.Connection) -> str:
+    """Return what is damaged in a database, "" if nothing is. A row that breaks a constraint
+    of its table is no damage: scripts can put such rows in."""
+    connection.execute("PRAGMA ignore_check_constraints = ON").fetchall()
+    for line, in connection.execute("PRAGMA main.quick_check").fetchall():
+        about_rows = line.startswith(("NULL value in", "CHECK constraint failed")) or (
+            " value in " in line and not line.startswith("***"))
+        if line != "ok" and not about_rows:
+            return " ".join(str(line).split("\n")[:2])
+    return ""
+
+
+# -------------------------------------------------------------- files
+
+
+def _create_private(path: str, like: str, writable: bool = False) -> None:
     """Create an empty file that no more users can read than can the other file."""
     status = os.stat(like)
-    mode = status.st_mode & 0o777
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode & 0o600)
+    mode = status.st_mode & 0o777 | (0o600 if writable else 0)
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, mode & 0o600)
     try:
         if os.name == "posix":
             made = os.fstat(descriptor)
@@ -2142,7 +3333,13 @@ def _create_private(path: str, like: str) -> None:
                     pass
             else:
                 mode &= 0o707  # another group is not to read it
-            os.fchmod(descriptor, mode)
+            if _has_access_list(like) or _has_access_list(path):
+                mode &= 0o707  # the bits of the group are those of the list's mask there
+            if os.fstat(descriptor).st_mode & 0o777 != mode:
+                try:
+                    os.fchmod(descriptor, mode)
+                except OSError:
+                    pass  # a file system without modes; what it has is what the database has
     except BaseException:
         _remove(path)
         raise
@@ -2150,72 +3347,24 @@ def _create_private(path: str, like: str) -> None:
         os.close(descriptor)
 
 
+def _has_access_list(path: str) -> bool:
+    """Return whether a file has a POSIX access control list."""
+    try:
+        return bool(os.getxattr(path, "system.posix_acl_access"))
+    except (OSError, AttributeError):
+        return False
+
+
 def _copy_bytes(source: str, target: str) -> None:
     """Copy a file as it is. The source is left open until the process ends: if it is a
     database, closing it would drop every lock that this process holds on it."""
-    descriptor = os.open(source, os.O_RDONLY)
+    descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     with open(target, "wb") as file:
         while True:
             data = os.read(descriptor, BLOCK)
             if not data:
                 break
             file.write(data)
-
-
-def _aside(path: str) -> str:
-    """Return a name beside a file for one that takes its place when it is complete; remove
-    what processes of this host left that died before that."""
-    if os.name != "posix":
-        return f"{path}-new-{os.getpid()}-{os.urandom(4).hex()}"
-    host = f"-new-{os.uname().nodename}-"  # processes are numbered by host, or container
-    folder, name = os.path.split(path + host)
-    for other in os.listdir(folder):
-        process = other[len(name):].partition("-")[0]
-        if other.startswith(name) and process.isdecimal():
-            try:
-                os.kill(int(process), 0)
-            except ProcessLookupError:
-                _remove(os.path.join(folder, other))
-            except OSError:
-                pass  # it is alive, and somebody else's
-    return f"{path}{host}{os.getpid()}-{os.urandom(4).hex()}"
-
-
-def _place(new: str, path: str) -> bool:
-    """Give a complete file its name for good; return False if that is taken."""
-    _sync(new)
-    try:
-        if os.name == "nt":
-            os.rename(new, path)  # fails there if the name is taken
-        else:
-            os.link(new, path)
-            _remove(new)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without links, such as exFAT
-        if os.path.exists(path):
-            return False
-        os.rename(new, path)
-    _sync(os.path.dirname(path))
-    return True
-
-
-def _try_lock(path: str) -> int:
-    """Return a file descriptor that holds the lock of a file, -1 if somebody else does."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        if os.name == "nt":
-            import msvcrt
-            os.lseek(descriptor, 1 << 30, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-            os.lseek(descriptor, 0, os.SEEK_SET)
-        else:
-            import fcntl
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return descriptor
-    except (BlockingIOError, PermissionError):
-        os.close(descriptor)
-        return -1
 
 
 def _sync(path: str) -> None:
@@ -2225,7 +3374,14 @@ def _sync(path: str) -> None:
         return  # Windows cannot, and need not
     descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
-        os.fsync(descriptor)
+        if hasattr(os, "fsync"):
+            os.fsync(descriptor)
+        if sys.platform == "darwin":  # there, fsync() does not reach the disk
+            import fcntl
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    except OSError:
+        if not folder:
+            raise
     finally:
         os.close(descriptor)
 
@@ -2238,191 +3394,1952 @@ def _remove(*paths: str) -> None:
             pass
 
 
+def _remove_database(path: str) -> None:
+    """Remove a copy that is no longer needed, as far as this user may. (On Windows a file that
+    somebody has open stays, and the next run tries again.)"""
+    if os.path.isdir(path) and not os.path.islink(path):
+        import shutil
+        shutil.rmtree(path, ignore_errors=True)  # a script made a directory there
+    for end in ("", "-journal", "-wal", "-shm"):
+        try:
+            os.unlink(path + end)
+        except OSError:
+            pass
+
+
+# ------------------------------------------------------------------ processes
+
+
+KILL_SECONDS = 0.5  # between asking a script to end and ending it
+
+
+def _run_process(run: _Run, script: _Script, path: str) -> str:
+    """Run a .py or .sh script, and all that it starts, to their end. Return the end of its
+    output, "" if that was shown as it came.
+
+    Raises: _ScriptFailed.
+    """
+    import subprocess
+    report, command = run.database.report, _interpreter(script)
+    posix = os.name == "posix"
+    with _output_file(os.path.dirname(path)) as output:
+        shown = None if report.shows_output else output
+        alive, held = os.pipe()  # at its end when no process of the script's is left
+        started: list[subprocess.Popen[bytes]] = []
+        try:
+            try:
+                _start(started, [*command, path], stdin=subprocess.DEVNULL, stdout=shown,
+                       stderr=shown, start_new_session=posix, env=_environment(run, script),
+                       pass_fds=(held,) if posix else ())
+            except OSError as error:
+                raise _ScriptFailed(
+                    script, f"{command[0]} cannot be run: {error.strerror}",
+                    remedy="Install it, or name another one in the script's first line") from None
+            finally:
+                os.close(held)
+            failed = _wait_for(run, script, started[0], alive)
+        except BaseException:
+            for process in started:
+                _terminate(process, alive)
+            raise
+        finally:
+            os.close(alive)
+        tail = _tail(output)
+    if failed:
+        hint = "\n" + _WORKS_ON_COPY.format(run.database.name) if (
+            "database is locked" in tail) else ""
+        raise _ScriptFailed(script, failed, output=tail + hint)
+    return tail
+
+
+def _start(started: list[subprocess.Popen[bytes]], command: list[str], **options: Any) -> None:
+    """Start a process and append it to `started`.
+
+    It is started in a thread, where no KeyboardInterrupt can come between the start of the
+    process and the moment at which we know it: it could not be ended then. (Signals that
+    are blocked meanwhile would be blocked in the process, too.)
+    """
+    import subprocess
+    import threading
+    errors: list[OSError] = []
+    wanted: list[bool] = []
+    go, finished = threading.Event(), threading.Event()
+
+    def start() -> None:
+        go.wait()
+        try:
+            if wanted:
+                started.append(subprocess.Popen(command, **options))
+        except OSError as error:
+            errors.append(error)
+        finally:
+            finished.set()
+
+    try:
+        threading.Thread(target=start, daemon=True).start()
+        wanted.append(True)  # an interrupt before this line starts nothing
+        go.set()
+        finished.wait()
+    finally:
+        go.set()
+        while wanted and not finished.is_set():
+            try:
+                finished.wait()
+            except KeyboardInterrupt:
+                pass  # one is on its way already
+    if errors:
+        raise errors[0]
+
+
+def _wait_for(run: _Run, script: _Script, process: subprocess.Popen[bytes], alive: int) -> str:
+    """Wait until a script, and all that it started, have exited. Return how it failed, "" if
+    it did not."""
+    timeout = run.database.timeout
+    while not _wait_until_exited(process, alive, 0.5) and process.poll() is None:
+        run.tick()
+    failed = _describe_exit(process.wait())
+    if failed:
+        _terminate(process, alive)
+        return failed
+    if _wait_until_exited(process, alive, min(0.5, timeout)):
+        return ""
+    run.database.report.warn(f"{script.name} has ended, but not all processes that it started: "
+                             f"waiting up to {timeout:g} s for them")
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if _wait_until_exited(process, alive, min(0.5, deadline - time.monotonic())):
+            return ""
+        run.tick()
+    _terminate(process, alive)
+    return f"it ended, but processes that it started did not, for {timeout:g} s"
+
+
+def _wait_until_exited(process: subprocess.Popen[bytes], alive: int, timeout: float) -> bool:
+    """Return whether a script, and all that it started, exit within the time in seconds.
+
+    Those count that hold the other end of the script's pipe, and those in its process group:
+    Python's subprocess, for one, closes what it inherits. (On Windows only the script itself
+    counts.)
+    """
+    if os.name == "posix":
+        import select
+        poll, deadline = select.poll(), time.monotonic() + min(timeout, 1e6)
+        poll.register(alive, select.POLLIN)
+        if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
+            return False
+        while process.poll() is None or _is_group_alive(process.pid):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.001 if process.returncode is None else POLL_SECONDS)
+        return True
+    import subprocess
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _is_group_alive(group: int) -> bool:
+    """Return whether a process of a group is running. (A process that has exited still counts
+    for kill() until its parent takes note, which in a container may be never.)"""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        processes = [name for name in os.listdir("/proc") if name.isdecimal()]
+    except OSError:
+        return True  # this system has no /proc
+    for name in processes:
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                state, _, itself = file.read().rpartition(b")")[2].split()[:3]
+        except (OSError, ValueError):
+            continue
+        if int(itself) == group and state not in (b"Z", b"X"):
+            return True
+    return not processes
+
+
+def _terminate(process: subprocess.Popen[bytes], alive: int) -> None:
+    """Ask a script and what it started to end, then kill what is left. (A process that went
+    into a session of its own cannot be reached. It has only the copy to write to.)"""
+    import signal
+    for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+        try:
+            if os.name == "posix":
+                os.killpg(process.pid, number)
+            else:
+                process.terminate()
+        except (ProcessLookupError, PermissionError):
+            pass  # none is left
+        if _wait_until_exited(process, alive, KILL_SECONDS):
+            break
+    process.wait()
+
+
+def _environment(run: _Run, script: _Script) -> dict[str, str]:
+    """Return the environment of a script. A .py script can import what the application can
+    import; the standard library and site-packages it has anyway."""
+    environment = {**os.environ, "FASTMIGRATE_VERSION": str(script.version),
+                   "FASTMIGRATE_DB": run.database.path_as_given}
+    if script.name.endswith(".py"):
+        library = os.path.dirname(os.__file__)
+        paths = [os.path.abspath(path) for path in sys.path]
+        environment["PYTHONPATH"] = os.pathsep.join(
+            path for path in dict.fromkeys(paths)
+            if not path.startswith(library) and not path.endswith(".zip/lib")
+            and os.path.basename(path) not in ("site-packages", "dist-packages")
+            and not (path.endswith(".zip") and os.path.dirname(path) == os.path.dirname(library)))
+    return environment
+
+
+def _interpreter(script: _Script) -> list[str]:
+    """Return the command that runs a script that is not SQL, but for its argument."""
+    path = os.path.join(".", script.path) if script.path.startswith("-") else script.path
+    if script.name.endswith(".py"):
+        if getattr(sys, "frozen", False) or not sys.executable:
+            raise _ScriptFailed(script, "this program contains no Python interpreter to run it",
+                                remedy="Write it in SQL")
+        return [sys.executable, path]
+    try:
+        with open(script.path, "rb") as file:
+            text = file.read()
+    except OSError as error:
+        raise _unreadable(script, error) from None
+    if b"\r\n" in text:
+        raise _ScriptFailed(script, "its lines end in CR LF, and a shell would take the CR for a "
+                                    "part of the last word", text.count(b"\n", 0, text.index(
+                                        b"\r\n")) + 1, remedy="Save it with LF line ends")
+    if text.startswith(b"\xef\xbb\xbf"):
+        raise _ScriptFailed(script, "it begins with a byte order mark, which a shell would take "
+                                    "for a command", 1, remedy="Save it without the mark")
+    if text[:2] != b"#!":
+        return ["sh", path]
+    command = os.fsdecode(text.partition(b"\n")[0][2:].strip()).split(None, 1)
+    if os.name == "nt" and command and not os.path.exists(command[0]):
+        import shutil  # `#!/usr/bin/env bash` and `#!/bin/sh` are found by their last word
+        name = (command[-1] if command[0].endswith("/env") else command[0]).rpartition("/")[2]
+        command = [shutil.which(name) or name]
+    return [*command, path]
+
+
+def _output_file(folder: str) -> IO[bytes]:
+    """Return a temporary file; in `folder` if the system has no temporary directory."""
+    import tempfile
+    try:
+        return tempfile.TemporaryFile()
+    except FileNotFoundError:
+        return tempfile.TemporaryFile(dir=folder)
+
+
+def _describe_exit(status: int) -> str:
+    """Return how a script failed, "" if it did not."""
+    if status >= 0:
+        return f"it failed with exit status {status}" if status else ""
+    import signal
+    names = {number.value: number.name for number in signal.Signals}
+    return f"it was killed by {names.get(-status, f'signal {-status}')}"
+
+
+def _tail(output: IO[bytes]) -> str:
+    """Return the last lines of a script's output."""
+    size = output.seek(0, os.SEEK_END)
+    output.seek(max(0, size - 4000))
+    lines = output.read().decode(errors="replace").splitlines()
+    return "\n".join((["..."] if size > 4000 or len(lines) > 20 else []) + lines[-20:])
+
+
 # ------------------------------------------------------------------ schemas
 
 
-class _Scratch(_Database):
-    """A database in a temporary directory that goes away in every case."""
+SELECT_SHADOWS = "SELECT name FROM pragma_table_list WHERE type = 'shadow' AND schema = 'main'"
+SELECT_OBJECTS = (
+    "SELECT type, name, tbl_name, sql FROM main.sqlite_master "
+    "WHERE sql IS NOT NULL AND lower(substr(name, 1, 7)) <> 'sqlite_' "
+    "ORDER BY type = 'trigger', type = 'view', type = 'index', rowid")
 
-    def __init__(self, connect: Connect, logged: bool = True) -> None:
-        import tempfile
-        self._folder = tempfile.TemporaryDirectory(prefix="fastmigrate-")
-        super().__init__(os.path.join(self._folder.name, "scratch.db"), connect=connect,
-                         report=_Report(logged=logged))
-        self.shown = "the scratch database"
-        self.lasting = False
+# How the tables end that a virtual table makes for itself, by its module: SQLite before 3.37
+# does not tell them, nor does a newer one that lacks the module.
+SHADOWS = {
+    "fts3": "content|docsize|segdir|segments|stat", "fts5": "config|content|data|docsize|idx",
+    "rtree": "node|parent|rowid", "vss0": "data|index", "spellfix1": "vocab",
+    "vec0": r"auxiliary|chunks|info|rowids|(vector_chunks|metadatachunks|metadatatext)\d\d"}
+SHADOWS.update(fts4=SHADOWS["fts3"], rtree_i32=SHADOWS["rtree"], geopoly=SHADOWS["rtree"])
 
-    def __enter__(self) -> _Scratch:
-        return self
+# Tables that are no part of what an application made: ours, and those that other tools
+# create for themselves.
+OWN_TABLES = frozenset(("_meta", "_migration_history", "_litestream_seq", "_litestream_lock"))
+BOOKKEEPING = frozenset("""
+    __diesel_schema_migrations __drizzle_migrations __efmigrationshistory __efmigrationslock
+    _prisma_migrations _sqlite_migrations _sqlx_migrations _yoyo_log _yoyo_migration
+    _yoyo_version alembic_version android_metadata ar_internal_metadata atlas_schema_revisions
+    d1_migrations databasechangelog databasechangeloglock django_migrations
+    doctrine_migration_versions flyway_schema_history goose_db_version gorp_migrations
+    knex_migrations knex_migrations_lock kysely_migration kysely_migration_lock
+    migratehistory mikro_orm_migrations phinxlog refinery_schema_history room_master_table
+    schema_migrations sequelizemeta yoyo_lock""".split())
 
-    def __exit__(self, *details: object) -> None:
-        self._folder.cleanup()
-
-    def replay(self, migrations_dir: StrPath, to: int | None) -> None:
-        """Bring the database from where it is to a version."""
-        if not os.path.exists(self.path):
-            self.lay_out(self.path)
-        _Run(self, migrations_dir, to).run()
-
-    def diff(self, migrations_dir: StrPath, version: int, other: Schema, name: str) -> str:
-        """Return how another schema differs from that of a version, "" if it does not."""
-        self.replay(migrations_dir, version)
-        return _diff(self.look(_schema)[1], other, f"the scripts up to {version}", name)
-
-
-def _schema(connection: sqlite3.Connection, version: int = 0) -> Schema:
-    """Return (type, name, SQL) of what an application made, in order, by what it means."""
-    try:
-        shadows = {name for name, in connection.execute(SELECT_SHADOWS)}
-    except connection.OperationalError:  # SQLite before 3.37
-        shadows = set()
-    found = connection.execute(SELECT_SCHEMA).fetchall()
-    for _, table, sql in found:
-        if sql[:14].upper() == "CREATE VIRTUAL":
-            shadows.update(f"{table}_{end}" for end in SHADOWS)
-    return {_meaning(sql): (kind, name, sql) for kind, name, sql in found
-            if name not in shadows and name.rstrip("0123456789") not in shadows}
-
-
-def _meaning(sql: str) -> tuple[str, ...]:
-    """Return the tokens of a CREATE statement in one form for all ways to write it: white
-    space, comments, letter case and the quoting of names do not count."""
-    import re
-    pattern = re.compile(r"""
-          \s+ | --[^\n]* | /\*.*?(?:\*/|\Z)
-        | (?P<string> '(?:[^']|'')*' )
-        | (?P<quoted> "(?:[^"]|"")*" | `(?:[^`]|``)*` | \[[^\]]*\] )
-        | (?P<other> [\w$]+ | . )""", re.S | re.X)
-    tokens: list[str] = []
-    for found in pattern.finditer(sql):
-        token = found.group()
-        if found["quoted"] and tokens[-1:] == ["default"]:
-            tokens.append(f"'{token[1:-1]}'")  # SQLite takes it for a string there
-        elif found["quoted"]:
-            tokens.append(token[1:-1].replace(token[-1] * 2, token[-1]).lower())
-        elif found["string"]:
-            tokens.append(token)
-        elif found["other"]:
-            tokens.append(token.lower())
-    # ALTER TABLE adds a column behind the constraints of the table; written out, it stands
-    # before them. So they go to the end here.
-    columns: list[str] = []
-    constraints: list[str] = []
-    into, depth = columns, 0
-    for token, following in zip(tokens, [*tokens[1:], ""]):
-        depth += (token == "(") - (token == ")")
-        if depth == 0 or token == "," and depth == 1:
-            constrains = following in ("constraint", "primary", "unique", "check", "foreign")
-            into = constraints if depth and constrains else columns
-        into.append(token)
-    return (*columns, *constraints)
+# The keywords that cannot be a name unless they are quoted, and some that had better not.
+RESERVED = frozenset("""
+    add all alter always and as autoincrement between case check collate commit constraint
+    create cross current_date current_time current_timestamp default deferrable delete
+    distinct drop else escape except exists false foreign from full glob group having if in
+    index indexed inner insert intersect into is isnull join left like limit match natural
+    not nothing notnull null on or order outer over primary references regexp returning right
+    select set table then to transaction true union unique update using values when where
+    window with without""".split())
+TABLE_CONSTRAINTS = ("constraint", "primary", "unique", "check", "foreign")
+EXPRESSIONS = ("as", "check", "default")  # what is in parentheses behind these
+BEFORE_TABLE = ("from", "into", "join", "on", "references", "table", "update")
+SCHEMA_PRAGMAS = ("application_id", "user_version")
+CONSTANTS = ("current_date", "current_time", "current_timestamp", "false", "null", "true")
 
 
-def _diff(before: Schema, after: Schema, name_before: str, name_after: str) -> str:
-    """Return a unified diff of the objects that do not mean the same."""
-    import difflib
-
-    def lines(meanings: set[tuple[str, ...]], schema: Schema) -> list[str]:
-        return [line for meaning in sorted(meanings)
-                for line in f"{schema[meaning][2]};".split("\n")]
-
-    return "\n".join(difflib.unified_diff(
-        lines(before.keys() - after, before), lines(after.keys() - before, after),
-        name_before, name_after, lineterm="", n=99))
+def _bare(token: str) -> str:
+    """Return a name without the quotes that it may be written in."""
+    if token[:1] not in ('"', "'", "`", "["):
+        return token
+    return token[1:-1].replace(token[-1] * 2, token[-1])
 
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _contents(connection: sqlite3.Connection, version: int) -> tuple[Schema, dict[str, int]]:
-    """Return the schema, and the number of rows in each table."""
-    schema = _schema(connection)
-    return schema, {
-        name: connection.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()[0]
-        for kind, name, _ in schema.values() if kind == "table"}
+def _is_plain(name: str) -> bool:
+    """Return whether a name needs no quotes in SQL."""
+    return (name.isascii() and name.replace("$", "_").isidentifier() and name[0] != "$"
+            and _fold(name) not in RESERVED)
 
 
-def _verify(database: _Database, migrations_dir: StrPath) -> str:
-    version, schema = database.look(_schema)
-    with _Scratch(database.connect, database.report.logged) as scratch:
-        return scratch.diff(migrations_dir, version, schema, database.shown)
+def _name(name: str) -> str:
+    """Return a name as SQL has to write it, in quotes only if it needs them."""
+    return name if _is_plain(name) else _quoted(name)
 
 
-def _rehearse(database: _Database, migrations_dir: StrPath, to: int | None) -> dict[str, Any]:
-    database.look()  # says what is in the way in the name of the database itself
-    with _Scratch(database.connect) as copy, database.explained():
-        copy.report, copy.timeout = database.report, database.timeout
-        copy.shown = f"the copy of {database.shown}"
-        _create_private(copy.path, database.path)
-        database.copy(database.path, copy.path, "copy")
-        version, (schema, rows) = copy.look(_contents)
-        scripts = _Run(copy, migrations_dir, to).run()
-        _, (new_schema, new_rows) = copy.look(_contents)
-    return {
-        "migrations": [{"version": script.version, "name": script.name,
-                        "seconds": script.seconds} for script in scripts],
-        "diff": _diff(schema, new_schema, f"{database.shown} at version {version}",
-                      "after the pending scripts"),
-        "rows": {table: [rows.get(table, 0), new_rows.get(table, 0)]
-                 for table in sorted({*rows, *new_rows})
-                 if rows.get(table, 0) != new_rows.get(table, 0)}}
+def _string(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _tokens(sql: str) -> Tokens:
+    """Return (kind, text, start) of each token; a kind is word, quoted, string, comment, other.
+
+    White space is left out. What SQLite takes for white space and for letters is not what
+    Python's \\s and \\w match.
+    """
+    import re
+    pattern = re.compile(r"""
+          [ \t\n\f\r]+
+        | (?P<comment> --[^\n]* | /\*.*?(?:\*/|\Z) )
+        | (?P<string> '(?:[^']|'')*'? )
+        | (?P<quoted> "(?:[^"]|"")*"? | `(?:[^`]|``)*`? | \[[^\]]*\]? )
+        | (?P<word> [A-Za-z0-9_$\x80-\U0010ffff]+ )
+        | (?P<other> . )""", re.S | re.X)
+    return [(found.lastgroup, found.group(), found.start())
+            for found in pattern.finditer(sql) if found.lastgroup]
+
+
+def _split_table(sql: str) -> tuple[Tokens, list[Tokens], list[Tokens], Tokens]:
+    """Return the tokens of a CREATE TABLE: what stands before the columns, each column, each
+    table constraint, and the options behind the last parenthesis."""
+    parts: list[Tokens] = [[]]
+    depth = 0
+    for token in _tokens(sql):
+        sign = token[1] if token[0] == "other" else ""
+        depth += (sign == "(") - (sign == ")")
+        if (sign, depth) in (("(", 1), (",", 1), (")", 0)):
+            parts.append([])
+        elif token[0] != "comment":
+            parts[-1].append(token)
+    head, *elements, options = parts
+    constraints = [element for element in elements if element[0][0] == "word"
+                   and _fold(element[0][1]) in TABLE_CONSTRAINTS]
+    columns = [element for element in elements if element not in constraints]
+    return head, columns, constraints, options
+
+
+def _is_table(sql: str) -> bool:
+    """Return whether this creates a table that is not virtual."""
+    return _fold(sql[:13]) == "create table "
+
+
+def _key_of(tokens: Tokens, names: set[str], is_expression: bool = False) -> list[str]:
+    """Return tokens in one form for all ways to write them.
+
+    In an expression, a token in double quotes that is none of `names` is a string to SQLite:
+    its letter case counts. An expression is what is in parentheses behind CHECK, GENERATED AS
+    and DEFAULT, or the whole of `tokens`.
+    """
+    key: list[str] = []
+    depth = int(is_expression)
+    for kind, text, _ in tokens:
+        if text == "(" and (depth or key and key[-1] in EXPRESSIONS):
+            depth += 1
+        elif text == ")" and depth:
+            depth -= 1
+        if kind == "quoted":
+            name = _bare(text)
+            is_string = key[-1:] == ["default"] or (
+                depth and text[0] == '"' and _fold(name) not in names)
+            key.append(_string(name) if is_string else _fold(name))
+        elif kind != "comment":
+            key.append(text if kind == "string" else _fold(text))
+    return key
+
+
+def _schema_key(sql: str, names: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the tokens of a CREATE statement in one form for all ways to write it: white
+    space, comments, letter case and the quoting of names do not count.
+
+    `names`, in small letters, are those of the columns, tables and views that there are.
+    """
+    if not _is_table(sql):
+        tokens = _tokens(sql)
+        words = {_fold(text) for kind, text, _ in tokens if kind == "word"}
+        aliases = {_fold(_bare(after[1])) for token, after in zip(tokens, tokens[1:])
+                   if _fold(token[1]) == "as"}
+        return tuple(_key_of(tokens, {*names, *words, *aliases},
+                             is_expression=not words.isdisjoint(("view", "trigger"))))
+    head, columns, constraints, options = _split_table(sql)
+    own = {"rowid", "oid", "_rowid_", _fold(_bare(head[-1][1])),
+           *(_fold(_bare(column[0][1])) for column in columns)}
+    key = _key_of(head, own)
+    # ALTER TABLE and an author may put a column before or behind the constraints of the
+    # table; that means the same.
+    for element in (*columns, *constraints):
+        key += ["(", *_key_of(element, own)]
+    return (*key, ")", *sorted(_key_of(options, own)))
+
+
+def _content_table(sql: str) -> str | None:
+    """Return the table that a full-text index names as its content, "" if it has none, None
+    if it holds its own."""
+    texts = [text for kind, text, _ in _tokens(sql) if kind != "comment"]
+    for name, sign, value in zip(texts, texts[1:], texts[2:]):
+        if _fold(name) == "content" and sign == "=":
+            return _bare(value)
+    return None
+
+
+def _module(sql: str) -> str:
+    """Return the module of a virtual table, "" for all else."""
+    texts = [text for kind, text, _ in _tokens(sql) if kind != "comment"]
+    return _fold(_bare(texts[5])) if _fold(texts[1]) == "virtual" else ""
+
+
+def _read_objects(connection: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
+    """Return (type, name, table, SQL) of what was created in a database, in an order in which
+    each finds what it needs; without what SQLite and virtual tables make for themselves."""
+    import re
+    objects = connection.execute(SELECT_OBJECTS).fetchall()
+    try:
+        shadows = {_fold(name) for name, in connection.execute(SELECT_SHADOWS).fetchall()}
+    except connection.OperationalError:
+        shadows = set()  # SQLite before 3.37, which cannot tell
+    contents = set()
+    for _, name, _, sql in objects:
+        pattern = SHADOWS.get(_module(sql))
+        if pattern:
+            shadows.update(_fold(of) for _, _, of, _ in objects if re.fullmatch(
+                f"{re.escape(_fold(name))}_({pattern})", _fold(of)))
+            contents.add(_fold(_content_table(sql) or ""))
+    # SQLite takes a table for a shadow by its name alone, also the one that holds the texts
+    # of the index and belongs to the application.
+    return [found for found in objects if _fold(found[2]) not in shadows - contents]
+
+
+def _read_bookkeeping(connection: sqlite3.Connection) -> list[str]:
+    """Return the names of the tables in which other migration tools keep their books."""
+    return [name for kind, name, _, _ in _read_objects(connection)
+            if kind == "table" and _fold(name) in BOOKKEEPING]
+
+
+def _read_application(connection: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
+    """Return of _read_objects() what an application made, without the tables of tools."""
+    return [found for found in _read_objects(connection)
+            if _fold(found[2]) not in OWN_TABLES and _fold(found[2]) not in BOOKKEEPING]
+
+
+def _read_schema(connection: sqlite3.Connection, version: int = 0) -> Schema:
+    """Return (type, name, SQL) of what an application made, in an order in which it can be
+    run, by the table that it belongs to and what it means. A PRAGMA that sets user_version or
+    application_id is part of it."""
+    schema: Schema = {}
+    for pragma in SCHEMA_PRAGMAS:
+        value = connection.execute(f"PRAGMA {pragma}").fetchall()[0][0]
+        if value:
+            schema["", pragma, str(value)] = ("pragma", pragma, f"PRAGMA {pragma} = {value}")
+    objects = _read_application(connection)
+    names = {_fold(name) for _, name, _, _ in objects}
+    names.update(_fold(_bare(column[0][1])) for _, _, _, sql in objects if _is_table(sql)
+                 for column in _split_table(sql)[1])
+    for kind, name, table, sql in objects:
+        schema[(_fold(table), *_schema_key(sql, names))] = (kind, name, sql)
+    return schema
+
+
+def _terminated(sql: str) -> str:
+    """Return a statement with its semicolon, which must not fall into a comment."""
+    kind, text, _ = _tokens(sql)[-1]
+    if kind == "comment" and text[:2] == "--":
+        return f"{sql}\n;"
+    unclosed = kind == "comment" and not (len(text) > 3 and text.endswith("*/"))
+    return f"{sql} */;" if unclosed else f"{sql};"
+
+
+def _without_rename_quotes(sql: str) -> str:
+    """Return a statement without the quotes that ALTER TABLE ... RENAME writes around the name
+    of a table. If other plain names are quoted too, its author writes so."""
+    tokens = [token for token in _tokens(sql) if token[0] != "comment"]
+    renamed = []
+    for index, (kind, text, start) in enumerate(tokens):
+        if kind != "quoted" or not _is_plain(_bare(text)):
+            continue
+        before = _fold(tokens[index - 1][1])
+        after = tokens[index + 1][1] if index + 1 < len(tokens) else ""
+        if text[0] != '"' or not (before in BEFORE_TABLE or after == "."):
+            return sql
+        renamed.append((start, text))
+    for start, text in reversed(renamed):
+        sql = sql[:start] + _bare(text) + sql[start + len(text):]
+    return sql
+
+
+def _schema_text(schema: Schema) -> str:
+    """Return a schema as a text that builds it: tables by name, each with its indexes and
+    triggers, then views by name, each with its triggers."""
+    views = {_fold(name) for kind, name, _ in schema.values() if kind == "view"}
+    kinds = ("pragma", "table", "view", "index", "trigger")
+
+    def place(item: tuple[tuple[str, ...], tuple[str, str, str]]) -> tuple[Any, ...]:
+        (owner, *key), (kind, name, _) = item
+        return kind != "pragma", owner in views, owner, kinds.index(kind), _fold(name), key
+
+    return "".join(_terminated(_without_rename_quotes(sql)) + "\n"
+                   for _, (_, _, sql) in sorted(schema.items(), key=place))
+
+
+def _diff_schemas(before: Schema, after: Schema, name_before: str, name_after: str) -> str:
+    """Return a unified diff of the objects that do not mean the same, "" if all do."""
+    import difflib
+
+    def lines(keys: set[tuple[str, ...]], schema: Schema) -> list[str]:
+        return [line for key in sorted(keys)
+                for line in _terminated(schema[key][2]).split("\n")]
+
+    return "\n".join(difflib.unified_diff(
+        lines(before.keys() - after, before), lines(after.keys() - before, after),
+        name_before, name_after, lineterm="", n=99))
+
+
+def _diff_from_scripts(scratch: _MemoryDatabase, migrations_dir: StrPath, version: int,
+                       other: Schema, name: str) -> str:
+    """Return how a schema differs from that which the scripts lead to up to a version, "" if it
+    does not. `scratch` is at an earlier version, and is brought to this one."""
+    scratch.replay(migrations_dir, version)
+    own = scratch.read(_read_schema)[1]
+    return _diff_schemas(own, other, f"the scripts up to {version}", name)
+
+
+# ------------------------------------------------------------------ from schema.sql to a script
+
+
+TEMPLATES = {  # of new scripts
+    ".sql": "-- {}\n",
+    ".sh": "#!/bin/sh\n# {}: the database is $1\nset -eu\n",
+    ".py": "# {}\n\nimport sqlite3\nimport sys\n\n"
+           "connection = sqlite3.connect(sys.argv[1])\nwith connection:\n    pass\n",
+}
+
+
+class _Column:
+    """A column of a table, as SQLite understands its definition."""
+
+    def __init__(self, row: tuple[Any, ...], is_rowid: bool) -> None:
+        _, self.name, self.type, not_null, default, in_key, hidden = row
+        self.is_rowid = is_rowid  # INTEGER PRIMARY KEY, another name of the rowid
+        self.is_generated = hidden > 1
+        self.not_null = bool(not_null)
+        self.in_key = bool(in_key)
+        self.default = ""  # an expression, "" for NULL
+        if _fold(default or "null").strip("() ") != "null":
+            # SQLite takes a name that is a default for a string.
+            is_name = len(_tokens(default)) == 1 and (default[0] in '"`[' or (
+                default.isidentifier() and _fold(default) not in CONSTANTS))
+            self.default = _string(_bare(default)) if is_name else default
+
+
+def _read_columns(connection: sqlite3.Connection, table: str) -> dict[str, _Column]:
+    """Return the columns of a table by name in small letters, {} if there is no such table."""
+    rows = [row for row in connection.execute(
+        f"PRAGMA table_xinfo({_quoted(table)})").fetchall() if row[6] != 1]
+    has_rowid_key = sum(1 for row in rows if row[5]) == 1 and not any(
+        row[3] == "pk" for row in connection.execute(
+            f"PRAGMA index_list({_quoted(table)})").fetchall())
+    return {_fold(row[1]): _Column(row, has_rowid_key and row[5] > 0) for row in rows}
+
+
+def _read_tables(connection: sqlite3.Connection) -> dict[str, tuple[str, str]]:
+    """Return (name, SQL) of each table by its name in small letters."""
+    return {_fold(name): (name, sql) for kind, name, _, sql in _read_application(connection)
+            if kind == "table"}
+
+
+def _read_table(connection: sqlite3.Connection, table: str) -> tuple[str, str]:
+    """Return (name, SQL) of a table that there is."""
+    found: tuple[str, str] = connection.execute(
+        "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name = ? COLLATE NOCASE",
+        (table,)).fetchall()[0]
+    return found
+
+
+def _has_rowid(sql: str) -> bool:
+    return "without" not in _key_of(_split_table(sql)[-1], set())
+
+
+def _is_sequenced(sql: str) -> bool:
+    return any(kind == "word" and _fold(text) == "autoincrement" for kind, text, _ in _tokens(sql))
+
+
+def _names(connection: sqlite3.Connection) -> set[str]:
+    """Return all names that are taken in a database, in small letters."""
+    return {_fold(name) for name, in connection.execute(
+        "SELECT name FROM sqlite_master").fetchall()}
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
+    while _fold(name) in taken:
+        name += "_"
+    return name
+
+
+def _source(sql: str, element: Tokens) -> str:
+    """Return the text of a part of a statement, as its author wrote it."""
+    return sql[element[0][2]:element[-1][2] + len(element[-1][1])] if element else ""
+
+
+def _definitions(sql: str) -> list[str]:
+    """Return the columns, constraints and options of a table, each in one line."""
+    _, columns, constraints, options = _split_table(sql)
+    return [" ".join(_source(sql, part).split()) for part in (*columns, *constraints, options)]
+
+
+class _Change:
+    """The statements that turn one schema into another.
+
+    It holds no rules about what ALTER TABLE can do. Each statement runs on a scratch
+    database, the cheapest first, and stays only if it leads to what is wanted.
+    """
+
+    def __init__(self, scratch: sqlite3.Connection, wanted: sqlite3.Connection,
+                 open_memory: Callable[[], sqlite3.Connection]) -> None:
+        self.scratch = scratch  # begins with the schema of today
+        self.wanted = wanted  # has the schema that is wanted
+        self.open_memory = open_memory
+        self.statements: list[tuple[str, str]] = []  # (comment or "", statement)
+        self.notes: list[str] = []  # what is renamed, dropped, replaced and rebuilt
+        self.rebuilt: set[str] = set()
+        self.failure = ""  # why the last attempt failed
+
+    def do(self, statement: str, comment: str = "") -> None:
+        self.scratch.execute(statement).fetchall()
+        self.statements.append((comment, statement))
+
+    def tables(self, table: str) -> list[tuple[str, str]]:
+        """Return (name, SQL) of a table as it is and as it is wanted."""
+        return [_read_table(each, table) for each in (self.scratch, self.wanted)]
+
+    def drop(self, kind: str, name: str) -> None:
+        wanted = {(of, _fold(other)) for of, other, *_ in _read_application(self.wanted)}
+        note = f"{'replaces' if (kind, _fold(name)) in wanted else 'drops'} the {kind} {name}"
+        self.notes.append(note)
+        self.do(f"DROP {kind.upper()} {_name(name)}", note)
+
+    def rename(self, statement: str) -> None:
+        """Run a RENAME. A view or trigger that SQLite cannot carry it into, say because it
+        reads the column from another view, is dropped, and created anew in the end."""
+        import re
+        while True:
+            try:
+                self.do(statement)
+                return
+            except self.scratch.Error as error:
+                broken = re.match("error in (view|trigger) (.+?)(?::| after )", str(error), re.S)
+                if not broken:
+                    raise MigrationError(f"{statement}: {error}. Nothing was written.") from error
+                self.drop(broken[1], broken[2])
+
+    def create_missing(self, *kinds: str) -> set[str]:
+        """Create what is wanted of some kinds and not there; return the names in small letters."""
+        there = {(kind, _fold(name)) for kind, name, *_ in _read_application(self.scratch)}
+        missing = [(_fold(name), sql) for kind, name, _, sql in _read_application(self.wanted)
+                   if kind in kinds and (kind, _fold(name)) not in there]
+        for _, sql in missing:
+            self.do(sql)
+        return {name for name, _ in missing}
+
+    def attempt(self, table: str, statements: list[str], comment: str = "") -> bool:
+        """Run statements; keep them only if the definition of the table is then as wanted."""
+        self.scratch.execute("SAVEPOINT attempt")
+        self.failure = ""
+        try:
+            for statement in statements:
+                self.scratch.execute(statement).fetchall()
+            (name, sql), (_, wanted) = self.tables(table)
+            if _schema_key(sql) != _schema_key(wanted):
+                self.failure = "the result is another table"
+            elif self.scratch.execute(f"SELECT 1 FROM {_quoted(name)}").fetchall():
+                self.failure = "a value for each row must not be an aggregate of all rows"
+        except (self.scratch.Error, self.scratch.Warning, ValueError) as error:
+            self.failure = str(error)  # a Warning: older Pythons for two statements in one
+        if self.failure:
+            self.scratch.execute("ROLLBACK TO attempt")
+        self.scratch.execute("RELEASE attempt")
+        if not self.failure:
+            self.statements += [(comment, statements[0]), *(("", each) for each in statements[1:])]
+        return not self.failure
+
+    def alter(self, table: str, fill: dict[str, str]) -> None:
+        """Change the definition of a table, by ALTER TABLE if that will do."""
+        added = [] if fill else self.added_columns(table)
+        if not added or not self.attempt(table, added):
+            self.rebuild(table, fill)
+
+    def added_columns(self, table: str) -> list[str]:
+        """Return the ALTER TABLE ... ADD COLUMN that may do, [] if they cannot.
+
+        What SQLite refuses depends on its version, and on there being rows. So they are
+        tried on a table with one row. A second row shows whether a STRICT table, to which
+        ALTER TABLE adds any default, can have this one.
+        """
+        (name, _), (_, after) = self.tables(table)
+        _, columns, _, options = _split_table(after)
+        old = _read_columns(self.scratch, table)
+        definitions = [_source(after, column) for column in columns
+                       if _fold(_bare(column[0][1])) not in old]
+        strict = "STRICT" if "strict" in _key_of(options, set()) else ""
+        with _closing(self.open_memory()) as trial:
+            trial.execute("PRAGMA foreign_keys = OFF").fetchall()  # some builds have them on
+            columns_of_today = ", ".join(f"{_quoted(column)} ANY" for column in old)
+            try:
+                trial.execute(f"CREATE TABLE trial ({columns_of_today}) {strict}")
+                trial.execute("INSERT INTO trial DEFAULT VALUES")
+                for definition in definitions:
+                    trial.execute(f"ALTER TABLE trial ADD COLUMN {definition}")
+                trial.execute("INSERT INTO trial DEFAULT VALUES")
+            except trial.Error:
+                return []
+        return [f"ALTER TABLE {_name(name)} ADD COLUMN {each}" for each in definitions]
+
+    def rebuild(self, table: str, fill: dict[str, str]) -> None:
+        """Rebuild a table. What hangs on it goes with the old one, and is created in the end."""
+        if not self.rebuilt:
+            self.do("PRAGMA legacy_alter_table = ON",
+                    "lets what names a rebuilt table refer to the new one")
+        (name, before), (_, after) = self.tables(table)
+        old, new = _definitions(before), _definitions(after)
+        notes = [f"rebuilds the table {name}"]
+        notes += [f"removes from the definition of {name}: {x}" for x in old if x and x not in new]
+        notes += [f"adds to the definition of {name}: {x}" for x in new if x and x not in old]
+        for statements in self.rebuilds(table, self.copied(table, fill)):
+            if self.attempt(table, statements, "\n".join(notes)):
+                self.rebuilt.add(table)
+                self.notes += notes
+                return
+        hint = " Look at the values that are given by fill." if fill else ""
+        raise MigrationError(f"no statements were found that change the table {name} as wanted: "
+                             f"{self.failure}. Nothing was changed.{hint}")
+
+    def copied(self, table: str, fill: dict[str, str]) -> dict[str, str]:
+        """Return the columns that a rebuild copies, each with its value for a row of today."""
+        old, new = _read_columns(self.scratch, table), _read_columns(self.wanted, table)
+        found = {}
+        for key, column in new.items():
+            was, name = old.get(key), _name(column.name)
+            value = fill.get(key) or (
+                column.default if was and column.not_null and not was.not_null else "")
+            if was and not value:
+                value = name
+            elif was and key not in [_fold(_bare(text)) for kind, text, _ in _tokens(value)
+                                     if kind in ("word", "quoted")]:
+                value = f"ifnull({name}, {value})"
+            if value and not column.is_generated:
+                found[name] = value
+        rowid = next((name for name in ("rowid", "_rowid_", "oid")
+                      if name not in old and name not in new), "")
+        is_keyed = any(column.is_rowid and _name(column.name) in found for column in new.values())
+        if rowid and not is_keyed and all(_has_rowid(sql) for _, sql in self.tables(table)):
+            return {rowid: rowid, **found}
+        return found
+
+    def rebuilds(self, table: str, copied: dict[str, str]) -> tuple[list[str], list[str]]:
+        """Return two ways to rebuild a table. The second copies the rows twice: it is for a
+        definition that names its table, which no table of another name can have."""
+        (name, before), (_, after) = self.tables(table)
+        new = _free_name(f"{name}_new", _names(self.scratch) | _names(self.wanted))
+        columns, values = ", ".join(copied), ", ".join(copied.values())
+        named = ", ".join(f"{value} AS {column}" for column, value in copied.items())
+        keep, put_back = [], []
+        if _is_sequenced(before) and _is_sequenced(after):
+            move = "UPDATE sqlite_sequence SET name = {} WHERE name = {}"
+            keep = [move.format(_string(new), _string(name))]
+            put_back = [move.format(_string(name), _string(new))]
+        _, written, start = _split_table(after)[0][-1]
+        after_as_new = after[:start] + _name(new) + after[start + len(written):]
+        name, new = _name(name), _name(new)
+        return ([after_as_new, *keep,
+                 f"INSERT INTO {new} ({columns})\nSELECT {values} FROM {name}",
+                 f"DROP TABLE {name}", f"ALTER TABLE {new} RENAME TO {name}"],
+                [f"CREATE TABLE {new} AS SELECT {named} FROM {name}", *keep,
+                 f"DROP TABLE {name}", after, *put_back,
+                 f"INSERT INTO {name} ({columns}) SELECT * FROM {new}", f"DROP TABLE {new}"])
+
+    def fill_indexes(self, created: Container[str]) -> None:
+        """Fill the full-text indexes that are new, or whose content was rebuilt."""
+        tables, names = _read_tables(self.wanted), _names(self.wanted)
+        for table, (name, sql) in tables.items():
+            content = _fold(_content_table(sql) or "")
+            if content in names and _module(sql).startswith("fts") and (
+                    table in created or content in self.rebuilt
+                    or self.rebuilt and content not in tables):  # a view
+                self.do(f"INSERT INTO {_name(name)} ({_name(name)}) VALUES ('rebuild')",
+                        f"fills the full-text index {name}")
+
+
+# -------------------------------------------------------------- questions and answers
+
+
+def _split_dotted(text: str) -> tuple[str, str]:
+    """Return (table, column) of TABLE.COLUMN, (table, "") of TABLE; a name that holds a dot
+    is in double quotes, as SQL has it. Raises ValueError for anything else."""
+    import re
+    found = re.fullmatch(r'("(?:[^"]|"")+"|[^".]+)(?:\.("(?:[^"]|"")+"|[^".]+))?', text, re.S)
+    if not found:
+        raise ValueError(f"{text!r} is not TABLE or TABLE.COLUMN; put a name that holds a dot in "
+                         'double quotes: "a.b".c')
+    return _bare(found[1]), _bare(found[2] or "")
+
+
+def _split_answer(text: str) -> tuple[str, str]:
+    """Return (name, value) of NAME=VALUE. Raises ValueError for anything else."""
+    import re
+    found = re.fullmatch(r'((?:"(?:[^"]|"")*"|[^"=])+)=(.*\S.*)', text, re.S)
+    if not found:
+        raise ValueError(f"{text!r} is not NAME=VALUE")
+    return found[1], found[2].strip()
+
+
+def _dotted(table: str, column: str = "") -> str:
+    """Return TABLE.COLUMN as _split_dotted() reads it."""
+    return ".".join(_quoted(name) if any(sign in name for sign in '".=') else name
+                    for name in (table, column) if name)
+
+
+def _option(option: str, name: str, value: str = "") -> str:
+    """Return an answer as it is typed, on the command line and in Python."""
+    import shlex
+    answer = f"{name}={value}" if value else name
+    typed = shlex.quote(answer)
+    if "'" in answer and not any(sign in answer for sign in '"$`\\!'):
+        typed = f'"{answer}"'  # which is easier to read
+    python = f"{{{name!r}: {value!r}}}" if value else f"[{name!r}]"
+    return f"    --{option} {typed}    (in Python: {option}={python})"
+
+
+class _Answers:
+    """What a person said about tables and columns that are gone or need values.
+
+    An answer names things as they are called today, (table, column) in small letters; the
+    column is "" for a table. When a thing is renamed, the other answers follow.
+    """
+
+    def __init__(self, change: _Change, path: str, rename: dict[str, str], drop: Iterable[str],
+                 fill: dict[str, str]) -> None:
+        self.change, self.path = change, path
+        self.titles = {table: name for table, (name, _) in _read_tables(change.scratch).items()}
+        self.drops = {self.find("drop", text): "" for text in drop}
+        self.fills = {self.find("fill", text): sql for text, sql in fill.items()}
+        self.renames = {self.find("rename", text): _bare(new) for text, new in rename.items()}
+
+    def refuse(self, what: str, why: str) -> NoReturn:
+        raise MigrationError(f"{what}: {why}. Nothing was written.")
+
+    def find(self, option: str, text: str) -> tuple[str, str]:
+        """Return (table, column) of what an option names."""
+        try:
+            table, column = map(_fold, _split_dotted(text))
+        except ValueError as error:
+            self.refuse(option, str(error))
+        if table not in self.titles:
+            self.refuse(f"{option} {text}", f"the schema of the scripts has no table {table}")
+        if option == "fill" and not column:
+            self.refuse(f"fill {text}", "a column is filled: TABLE.COLUMN")
+        if option != "fill" and column not in {"", *_read_columns(self.change.scratch, table)}:
+            self.refuse(f"{option} {text}",
+                        f"the schema of the scripts has no column {column} in {table}")
+        return table, column
+
+    def rename(self) -> None:
+        """Make the renames, first those of columns. What has the new name gives way, if it is
+        renamed or dropped too."""
+        change = self.change
+        while self.renames:
+            of_columns = [named for named in self.renames if named[1]]
+            table, column = named = (of_columns or list(self.renames))[0]
+            new = self.renames.pop(named)
+            wanted, taken = set(_read_tables(change.wanted)), _names(change.scratch)
+            holder = (_fold(new), "")
+            if column:
+                wanted = set(_read_columns(change.wanted, self.renames.get((table, ""), table)))
+                taken, holder = set(_read_columns(change.scratch, table)), (table, _fold(new))
+            what = f"rename {_dotted(*named)}={new}"
+            if _fold(new) not in wanted:
+                self.refuse(what, f"{self.path} has no {new}" + f" in {table}" * bool(column))
+            if _fold(new) in taken and holder != named:
+                if holder not in self.drops and holder not in self.renames:
+                    self.refuse(what, f"there is a {new}, which has to be renamed or dropped too")
+                self.move(*holder, _free_name(f"{new}_old", taken | wanted))
+            self.move(table, column, new)
+
+    def move(self, table: str, column: str, new: str) -> None:
+        """Rename a table or column, and let the other answers follow."""
+        what = _read_table(self.change.scratch, table)[0]
+        start = f"ALTER TABLE {_name(what)} RENAME"
+        if column:
+            old = _read_columns(self.change.scratch, table)[column].name
+            what, start = f"{what}.{old}", f"{start} COLUMN {_name(old)}"
+        self.change.rename(f"{start} TO {_name(new)}")
+        self.change.notes.append(f"renames the {'column' if column else 'table'} {what} to {new}")
+
+        def now(named: tuple[str, str]) -> tuple[str, str]:
+            if column:
+                return (table, _fold(new)) if named == (table, column) else named
+            return (_fold(new), named[1]) if named[0] == table else named
+
+        self.titles = {now((key, ""))[0]: title for key, title in self.titles.items()}
+        self.drops, self.fills, self.renames = (
+            {now(named): value for named, value in answers.items()}
+            for answers in (self.drops, self.fills, self.renames))
+
+
+def _questions(answers: _Answers) -> Iterator[str]:
+    """Yield what has to be answered: what could lose data, or be meant in two ways."""
+    scratch, wanted = answers.change.scratch, answers.change.wanted
+    today, tables = _read_tables(scratch), _read_tables(wanted)
+    for table, (name, sql) in sorted(today.items()):
+        title, new = answers.titles[table], tables.get(table, ("", ""))[1]
+        drop, is_dropped = _option("drop", _dotted(title)), (table, "") in answers.drops
+        if new and not _module(sql) and not _module(new):
+            if is_dropped:
+                answers.refuse(f"drop {title}", f"{answers.path} still has the table {name}")
+            yield from _column_questions(answers, table)
+        elif is_dropped:
+            continue
+        elif not new:
+            yield f"  The table {title} is gone. Was it renamed, or is it dropped with its rows?"
+            yield from (_option("rename", _dotted(title), _dotted(other))
+                        for other, _ in tables.values() if _fold(other) not in today)
+            yield drop
+        elif _holds_content(sql) and _schema_key(sql) != _schema_key(new):
+            yield (f"  The table {title} has content of its own, which the new virtual or plain "
+                   "table cannot\n  take over. Write that script by hand, or let the content go:")
+            yield drop
+
+
+def _holds_content(sql: str) -> bool:
+    """Return whether a table has content that cannot be made anew from elsewhere."""
+    return not _content_table(sql) and _module(sql) not in ("fts5vocab", "fts4aux", "dbstat")
+
+
+def _column_questions(answers: _Answers, table: str) -> Iterator[str]:
+    """Yield the questions about the columns of a table that stays."""
+    import re
+    title, path = answers.titles[table], answers.path
+    old, new = (_read_columns(each, table) for each in (
+        answers.change.scratch, answers.change.wanted))
+    for key, column in old.items():
+        dotted, is_dropped = _dotted(title, column.name), (table, key) in answers.drops
+        stays = key in new and (column.is_generated or not new[key].is_generated)
+        if stays and is_dropped:
+            answers.refuse(f"drop {dotted}", f"{path} still has the column {column.name}")
+        if not stays and not is_dropped:
+            what = "becomes a generated one" if key in new else "is gone"
+            yield (f"  The column {title}.{column.name} {what}. Was it renamed, or is it dropped "
+                   "with its values?")
+            yield from (_option("rename", dotted, other.name) for other in new.values()
+                        if _fold(other.name) not in old)
+            yield _option("drop", dotted)
+    for key, column in new.items():
+        was, dotted = old.get(key), _dotted(title, column.name)
+        is_required = column.not_null or column.in_key
+        if was:
+            is_required = column.not_null and not was.not_null and not column.in_key
+        has_value = column.default or column.is_rowid or column.is_generated
+        if is_required and not has_value and (table, key) not in answers.fills:
+            is_number = re.search("int|real|num|floa|doub|dec|bool", _fold(column.type))
+            yield (f"  The column {title}.{column.name} must not be NULL and has no default. Give "
+                   "the value for rows\n  that have none"
+                   + ", or the column itself, which fails if there are any" * bool(was) + ":")
+            yield _option("fill", dotted, "0" if is_number else "''")
+            if was:
+                yield _option("fill", dotted, _name(column.name))
+
+
+def _check_fills(answers: _Answers) -> None:
+    """Refuse a fill that fits no column, or is no expression over a row of its table."""
+    change = answers.change
+    for (table, key), value in answers.fills.items():
+        what = f"fill {_dotted(answers.titles[table], key)}"
+        column = _read_columns(change.wanted, table).get(key)
+        if not column or column.is_generated:
+            answers.refuse(what, f"{answers.path} has no such column that takes a value")
+        if len({_schema_key(sql) for _, sql in change.tables(table)}) == 1:
+            answers.refuse(what, "the definition of this table does not change. Write an UPDATE "
+                                 "into a script")
+        try:
+            change.scratch.execute(f"SELECT ({value}\n) FROM {_quoted(table)}").fetchall()
+        except (change.scratch.Error, change.scratch.Warning, ValueError) as error:
+            answers.refuse(what, str(error))
+
+
+# -------------------------------------------------------------- the whole change
+
+
+def _change_schema(change: _Change, fills: dict[tuple[str, str], str]) -> None:
+    """Find the statements that lead to the wanted schema."""
+    scratch, wanted = change.scratch, change.wanted
+    schema = _read_schema(wanted)
+    for kind in ("trigger", "index", "view"):
+        for key, (of, name, _) in _read_schema(scratch).items():
+            if of == kind and key not in schema:
+                change.drop(kind, name)
+    today, tables = _read_tables(scratch), _read_tables(wanted)
+    changed = [table for table, (_, sql) in today.items() if table in tables
+               and _schema_key(sql) != _schema_key(tables[table][1])]
+    for table in changed:
+        if _module(today[table][1]) or _module(tables[table][1]):
+            change.drop("table", today[table][0])
+    created = change.create_missing("table")
+    for table in changed:
+        if table not in created:
+            change.alter(table, {column: sql for (of, column), sql in fills.items() if of == table})
+    for table, (name, _) in today.items():  # after the others, whose values may come from these
+        if table not in tables:
+            change.drop("table", name)
+    for pragma in SCHEMA_PRAGMAS:
+        old, new = (each.execute(f"PRAGMA {pragma}").fetchall()[0][0] for each in (scratch, wanted))
+        if old != new:
+            change.do(f"PRAGMA {pragma} = {new}", f"sets {pragma} from {old} to {new}")
+    change.create_missing("index", "view", "trigger")
+    change.fill_indexes(created)
+
+
+def _copy_schema(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """Create in an empty database what an application made in another, without its rows."""
+    target.execute("PRAGMA foreign_keys = OFF")  # some builds have them on
+    for *_, sql in _read_application(source):
+        target.execute(sql).fetchall()
+    _copy_pragmas(source, target)
+
+
+def _copy_pragmas(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    for pragma in SCHEMA_PRAGMAS:
+        value = source.execute(f"PRAGMA {pragma}").fetchall()[0][0]
+        target.execute(f"PRAGMA {pragma} = {value}")
+
+
+def _read_schema_file(path: str) -> str:
+    """Return the text of a schema file."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return file.read().replace("\r\n", "\n")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"there is no schema file {path}. Nothing was written. Write it with fastmigrate "
+            f"--print-schema > {path}, or with get_schema().") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise MigrationError(f"{path}:{line}: this is not UTF-8. Nothing was written. Save the "
+                             "file as UTF-8.", path=path, line=line) from error
+
+
+def _run_schema_file(wanted: sqlite3.Connection, text: str, path: str) -> None:
+    """Create in an empty database what a schema file holds. Raises MigrationError with the line
+    of what it may not hold, or of what SQLite refuses."""
+    why, line, statement = "there is no statement in it", 1, ""
+    for number, statement in _statements(text, 1):
+        why, line = _run_schema_statement(wanted, statement), number
+        if why:
+            break
+    if why:
+        raise MigrationError(f"{path}:{line}: {why}. Nothing was written. A schema file holds "
+                             "the CREATE statements of the schema, as --print-schema and "
+                             "get_schema() give them.", path=path, line=line, statement=statement)
+
+
+def _run_schema_statement(wanted: sqlite3.Connection, statement: str) -> str:
+    """Run a statement of a schema file; return why that may not hold it, "" if it may."""
+    words = [_fold(_bare(word)) for kind, word, _ in _tokens(statement) if kind != "comment"]
+    refusal = f"{' '.join(statement.split()[:3])} ... creates no part of a schema"
+    name = words[5:6] if words[2:5] == ["if", "not", "exists"] else words[2:3]
+    if words[:2] == ["create", "table"] and name and name[0].startswith("sqlite_"):
+        return ""  # the sqlite3 program's .schema prints these, which SQLite makes itself
+    if words[:1] != ["create"] and words[:2] not in (["pragma", each] for each in SCHEMA_PRAGMAS):
+        return refusal
+    try:
+        wanted.execute(statement).fetchall()
+        has_temporary = wanted.execute("SELECT 1 FROM sqlite_temp_master").fetchall()
+        return refusal if has_temporary else ""
+    except (wanted.Error, wanted.Warning, ValueError) as error:
+        return str(error)
+
+
+def _compare_with_scripts(migrations_dir: StrPath, schema: StrPath, connect: Connect,
+                          rename: dict[str, str], drop: list[str],
+                          fill: dict[str, str]) -> tuple[str, list[str]]:
+    """Return the statements that lead from the schema of the scripts to that of a file, ""
+    if there is no difference, and notes on what they drop and rebuild.
+
+    Raises: MigrationError with the questions that a person has to answer.
+    """
+    path = os.fsdecode(schema)
+    text = _read_schema_file(path)
+    with _MemoryDatabase(connect) as scripts, scripts.explained(), \
+            _closing(scripts.open(":memory:")) as scratch, \
+            _closing(scripts.open(":memory:")) as wanted:
+        if os.path.exists(migrations_dir):
+            scripts.replay(migrations_dir, None)
+        _copy_schema(scripts.connection, scratch)
+        _copy_pragmas(scratch, wanted)  # a file that does not speak of these leaves them alone
+        _run_schema_file(wanted, text, path)
+        change = _Change(scratch, wanted, lambda: scripts.open(":memory:"))
+        answers = _Answers(change, path, rename, drop, fill)
+        answers.rename()
+        questions = list(_questions(answers))
+        _check_fills(answers)
+        if questions:
+            raise MigrationError(
+                f"{path} leaves questions open. Nothing was written. Answer them, and run this "
+                "again:\n" + "\n".join(questions))
+        try:
+            _change_schema(change, answers.fills)
+            remains = _diff_schemas(_read_schema(scratch), _read_schema(wanted), "the script", path)
+        except scratch.Error as error:
+            if isinstance(error, MigrationError):
+                raise
+            remains = str(error)
+        if remains:
+            raise MigrationError(f"no script was found that leads exactly to {path}. Nothing was "
+                                 f"written. Write it by hand. What remains:\n{remains}")
+        lines = ["\n" * bool(comment) + "".join(f"-- {line}\n" for line in comment.splitlines())
+                 + _terminated(statement) for comment, statement in change.statements]
+        return "\n".join(lines).lstrip("\n"), change.notes
+
+
+def _verify_schema_file(migrations_dir: StrPath, schema: str, connect: Connect) -> str:
+    """Return how a schema file differs from the schema of the scripts, "" if it does not."""
+    text = _read_schema_file(schema)
+    with _MemoryDatabase(connect) as scripts, scripts.explained():
+        scripts.replay(migrations_dir, None)
+        with _closing(scripts.open(":memory:")) as wanted:
+            _copy_pragmas(scripts.connection, wanted)
+            _run_schema_file(wanted, text, schema)
+            return _diff_schemas(_read_schema(scripts.connection), _read_schema(wanted),
+                                 "the scripts", schema)
+
+
+def _recreate(connection: sqlite3.Connection, table_name: str, definitions: str,
+              open_memory: Callable[[], sqlite3.Connection]) -> list[str]:
+    """Return the statements that give a table other definitions of its columns."""
+    table = _fold(table_name)
+    name, sql = _read_tables(connection).get(table, ("", ""))
+    if not sql or _module(sql):
+        what = "is a virtual table, which cannot be rebuilt" if sql else "does not exist"
+        raise MigrationError(f"the table {table_name} {what}. Nothing was changed.")
+    options = _source(sql, _split_table(sql)[-1])
+    changed = f"CREATE TABLE {_name(name)} (\n{definitions}\n) {options}".rstrip()
+    with _closing(open_memory()) as scratch, _closing(open_memory()) as wanted:
+        _copy_schema(connection, scratch)
+        try:
+            for *_, each in _read_application(connection):
+                wanted.execute(changed if each == sql else each).fetchall()
+        except (wanted.Error, wanted.Warning, ValueError) as error:
+            raise MigrationError(f"the new definition of {name} is not valid: {error}. Nothing "
+                                 "was changed.") from error
+        new = _read_columns(wanted, name)
+        missing = [column.name for key, column in _read_columns(scratch, name).items()
+                   if key not in new]
+        if missing:
+            raise MigrationError(f"the new definition of {name} lacks {', '.join(missing)}, whose "
+                                 "values would be lost. Nothing was changed.")
+        change = _Change(scratch, wanted, open_memory)
+        change.rebuild(table, {})
+        change.create_missing("index", "trigger")
+        change.fill_indexes(())
+        return [statement for _, statement in change.statements]
+
+
+def _schema_of_scripts(migrations_dir: StrPath, to: int | None, connect: Connect) -> Schema:
+    with _MemoryDatabase(connect) as scratch:
+        scratch.replay(migrations_dir, to)
+        schema: Schema = scratch.read(_read_schema)[1]
+        return schema
+
+
+def _create_script(folder: str, description: str, text: str, notes: list[str]) -> str:
+    """Create the next script, with statements and notes or empty; return its path."""
+    import re
+    words, extension = os.path.splitext(description)
+    if extension not in EXTENSIONS:
+        words, extension = description, ".sql"
+    slug = re.sub(r"[\W_]+", "-", words).strip("-").lower()
+    if not slug:
+        raise ValueError(f"{description!r} has no words to name a script by")
+    os.makedirs(folder, exist_ok=True)
+    number = max(_scripts(folder), default=0) + 1
+    if number > MAX_VERSION:
+        raise ValueError(f"there is a script {MAX_VERSION} already, the last there can be")
+    path = os.path.join(folder, f"{number:04d}-{slug}{extension}")
+    head = TEMPLATES[extension].format(" ".join(words.split()))
+    if notes:
+        head += "--\n-- This script\n" + "".join(
+            # such a word in a comment at the head would be taken for a directive
+            f"--   {' '.join(note.split())}\n".replace("fastmigrate:", "fastmigrate :")
+            for note in notes)
+    text = head + (f"\n{text}\n" if text else "")
+    with open(path, "xb") as file:
+        try:
+            file.write(text.encode(errors="backslashreplace"))  # an argument may hold any bytes
+            file.flush()
+        except OSError:
+            os.unlink(path)
+            raise
+    return path
+
+
+# ------------------------------------------------------------------ squash
+
+
+INSERT_SIZE = 64 * 1024  # characters of one INSERT, beyond which another one begins
+SQUASHED_ENDING = "-squashed.sql"
+
+
+def _squash(folder: str, to: int, connect: Connect, report: _Report) -> str:
+    """Do what squash() does; return the path as a string. The directory changes only in the
+    last step, when the new script is proved."""
+    import tempfile
+    path = os.path.join(folder, f"{to:04d}{SQUASHED_ENDING}")
+    before = os.path.join(folder, f"before-{to:04d}")
+    names = _squash_names(folder, to, path, before)
+    _announce(report, folder, names, "a scratch database")
+    with tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
+        built = _ScratchFile(os.path.join(room, "built.db"), connect)
+        new = os.path.join(room, os.path.basename(path))
+        built.replay(folder, to)
+        with built.explained():
+            with open(new, "w", encoding="utf-8", newline="") as file:
+                file.writelines(_squash_text(built, to))
+            wrong = _squash_difference(built, to, room)
+            if wrong:
+                raise MigrationError(
+                    f"{path} would not build what the scripts up to {to} build: {wrong}. Nothing "
+                    "was changed. Squash up to a script before the one that made this.")
+            _squash_place(new, path, before, names)
+    report.result(f"wrote {path}; moved {_plural(len(names), 'script')} to {before}")
+    return path
+
+
+def _squash_names(folder: str, to: int, path: str, before: str) -> dict[int, str]:
+    """Return the names of the scripts to squash, by version; refuse what cannot be squashed."""
+    listing = _scan(folder)
+    _refuse_twins(listing)
+    names = {version: name for version, name in listing.names.items() if version <= to}
+    if to not in names or to == listing.squashed:
+        raise MigrationError(f"{folder} has no script with the number {to:04d}, or it is squashed "
+                             "already. Nothing was changed. Give the number of the last script "
+                             "to squash.")
+    for taken in (path, *(os.path.join(before, name) for name in names.values())):
+        if os.path.lexists(taken):
+            raise MigrationError(f"{taken} already exists, and squash puts a script there. Nothing "
+                                 "was changed. Move it out of the way first.")
+    return names
+
+
+def _squash_place(new: str, path: str, before: str, names: dict[int, str]) -> None:
+    """Put the new script into the directory, and move the old ones into a folder of it.
+
+    The script of the new one's own number moves last. Until it has moved, the directory has
+    two scripts of one number, which every run refuses: a half-done squash is never run.
+    """
+    import shutil
+    folder = os.path.dirname(path) or "."
+    os.makedirs(before, exist_ok=True)
+    with open(new, "rb") as source, open(path, "xb") as target:
+        shutil.copyfileobj(source, target)
+    _sync(path)
+    for _, name in sorted(names.items()):
+        os.rename(os.path.join(folder, name), os.path.join(before, name))
+    _sync(before)
+    _sync(folder)
+
+
+def _squash_again(listing: _Listing, names: list[str]) -> str:
+    """Return what to do about several scripts of one number if a squash that was cut off can
+    have left them, "" if not."""
+    folder, name = listing.folder, f"{names[0][:4]}{SQUASHED_ENDING}"
+    if name not in names:
+        return ""
+    return (f"If a squash was cut off, move the scripts in "
+            f"{os.path.join(folder, f'before-{name[:4]}')} back to {folder}, delete "
+            f"{os.path.join(folder, name)} if it exists, and squash again; else give the newer "
+            "one another number.")
+
+
+def _squash_difference(built: _ScratchFile, to: int, room: str) -> str:
+    """Return how the database differs that is built by the only script in the directory `room`,
+    "" if it does not. It is the same if the same script can be written from it, because no
+    two values are written alike."""
+    from itertools import zip_longest
+    proof = _ScratchFile(os.path.join(room, "proof.db"), built.connect)
+    try:
+        proof.replay(room, None)
+    except proof.errors as error:
+        return "it fails: " + _first_line(error).replace(room + os.sep, "")
+    for wanted, found in zip_longest(_squash_text(built, to), _squash_text(proof, to)):
+        if wanted != found:
+            return f"it leads to {str(found)[:200]!r} instead of {str(wanted)[:200]!r}"
+    return ""
+
+
+def _squash_text(database: _ScratchFile, to: int) -> Iterator[str]:
+    """Yield the script that builds a database on an empty one, in pieces.
+
+    Indexes follow the rows because that is faster. Views come before virtual tables because
+    one may read its content from a view. Triggers come last so that none fires for a row.
+    """
+    with _closing(database.open()) as connection, _closing(database.open()) as rows:
+        rows.text_factory = bytearray  # text need not be UTF-8; blobs are bytes
+        objects = [("virtual" if _module(sql) else kind, name, sql.rstrip())
+                   for kind, name, _, sql in _read_objects(connection)
+                   if _fold(name) not in OWN_TABLES]
+        tables = [_Table(connection, name, sql) for kind, name, sql in objects if kind == "table"]
+        yield "-- fastmigrate: squashed\n"
+        if any(_dangles(connection, child) for child in _parents(connection)):
+            yield "-- fastmigrate: no-foreign-key-check\n"
+        yield (f"-- The schema and the rows that the scripts up to {to:04d} lead to. The scripts "
+               f"are in\n-- before-{to:04d}. A database at version {to} or above never runs "
+               "this.\n")
+        if _journal_mode(connection) == "wal":
+            yield "PRAGMA journal_mode = WAL;\n"
+        for table in tables:
+            yield f"{_terminated(table.sql)}\n"
+        checks = any("check" in _fold(table.sql) for table in tables)
+        if checks:  # a row may have been written while they were not enforced
+            yield "PRAGMA ignore_check_constraints = ON;\n"
+        for table in tables:
+            yield from _dump_rows(rows, table)
+        if checks:
+            yield "PRAGMA ignore_check_constraints = OFF;\n"
+        if any(_is_sequenced(table.sql) for table in tables):
+            yield "DELETE FROM sqlite_sequence;\n"
+            yield from _dump_rows(rows, _Table(
+                connection, *_read_table(connection, "sqlite_sequence")))
+        for wanted in ("index", "view", "virtual", "trigger"):
+            for kind, name, sql in objects:
+                if kind == wanted:
+                    yield f"{_terminated(sql)}\n"
+                if kind == wanted == "virtual":
+                    yield _fill_virtual(connection, name, sql)
+        for pragma in ("user_version", "application_id"):
+            value = connection.execute(f"PRAGMA {pragma}").fetchall()[0][0]
+            if value:
+                yield f"PRAGMA {pragma} = {value};\n"
+
+
+def _fill_virtual(connection: sqlite3.Connection, name: str, sql: str) -> str:
+    """Return the statement that fills a new virtual table: "" unless it is a full-text index
+    over another table. Refuse one that has rows of its own."""
+    table = _quoted(name)
+    if _content_table(sql):
+        return f"INSERT INTO {table} ({table}) VALUES ('rebuild');\n"
+    if _holds_content(sql) and connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall():
+        raise MigrationError(
+            f"the virtual table {name} has rows of its own, which cannot be squashed. Nothing was "
+            "changed. Squash up to a script before the one that fills it, or let a script above "
+            "fill it.")
+    return ""
+
+
+def _squashed_version(folder: str, names: dict[int, str]) -> int:
+    """Return the number of the script that replaced all below it, 0 if there is none.
+
+    So that no start pays for it, only a script that can be one is opened: by its name, or
+    because it is the first there and not number 1.
+    """
+    first, found = min(names, default=0), 0
+    for version, name in names.items():
+        if name.endswith(SQUASHED_ENDING) or version == first > 1 and name.endswith(".sql"):
+            script = _Script(folder, version, name)
+            try:
+                header = _read_header(script, _Reading(script).read_beginning())
+            except _ScriptFailed:
+                continue  # whoever runs it hears of it
+            if "squashed" in header.directives:
+                found = max(found, version)
+    return found
+
+
+def _squash_refusal(connection: sqlite3.Connection, version: int, to: int, listing: _Listing,
+                    database: str) -> str:
+    """Return why the squashed script cannot bring a database to a version, "" if it can or
+    is not needed. It builds new databases only: the rows of others may be changed by now."""
+    last, folder, names = listing.squashed, listing.folder, listing.names
+    if version >= last or to <= version:
+        return ""
+    before = os.path.join(folder, f"before-{last:04d}")
+    release = f"a release that still has the scripts up to {last}" + (
+        f" (here they are in {before})" if os.path.isdir(before) else "")
+    tables = [name for kind, name, *_ in _read_application(connection) if kind == "table"]
+    if version:
+        why = f"{database} is at version {version}"
+        do = f"Migrate the database first with {release}."
+    elif to < last:
+        why = f"there is no version {to} in {folder} any more"
+        do = f"Stop at {last} or above, or use {release}."
+    elif min(names) < last:
+        why = f"{names[min(names)]} in {folder} has a number below {names[last]}"
+        do = "Give it a number above the latest script."
+    elif tables:
+        why = f"{database} is at version 0 and has tables ({_cut(sorted(tables))})"
+        do = (f"If the tables are those of version {last}, set the version with --set-version or "
+              "set_db_version(); else begin with an empty database.")
+    else:
+        return ""
+    return (f"{why}, and the scripts up to {last} in {folder} were squashed into one, which builds "
+            f"new databases only. Nothing was changed. {do}")
+
+
+# -------------------------------------------------------------- rows as SQL
+
+
+class _Table:
+    """A table that is not virtual: what its rows store, and what tells them from each other."""
+
+    def __init__(self, connection: sqlite3.Connection, name: str, sql: str) -> None:
+        self.name = name
+        self.sql = sql
+        self.columns = _read_columns(connection, name)  # by name in small letters
+        self.has_integer_key = any(column.is_rowid for column in self.columns.values())
+        names = ("rowid", "_rowid_", "oid") if _has_rowid(sql) else ()
+        # The name by which the rowid can be read: "" if columns have taken them all.
+        self.rowid = next((name for name in names if name not in self.columns), "")
+        self.sequence = 0  # the highest id that AUTOINCREMENT has given
+        if _is_sequenced(sql):
+            self.sequence = connection.execute(
+                "SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = ?",
+                (self.name,)).fetchall()[0][0]
+
+    def stored(self) -> list[str]:
+        """Return, quoted, the columns whose values a row stores, and before them its rowid if
+        none of them is that."""
+        columns = [_quoted(each.name) for each in self.columns.values() if not each.is_generated]
+        return [self.rowid, *columns] if self.rowid and not self.has_integer_key else columns
+
+
+def _dump_rows(connection: sqlite3.Connection, table: _Table) -> Iterator[str]:
+    """Yield the INSERT statements, in pieces, that bring back the rows of a table exactly."""
+    columns = table.stored()
+    # A unary plus changes no value, but keeps `connect` with detect_types from converting it.
+    values = ", ".join(f"+{column} AS c" for column in columns)
+    left, end = 0, ""  # the characters that still fit into this INSERT, and how it ends
+    for row in connection.execute(
+            f"SELECT {values} FROM main.{_quoted(table.name)} NOT INDEXED"):
+        if left <= 0:
+            yield f"{end}INSERT INTO {_quoted(table.name)} ({', '.join(columns)}) VALUES\n"
+            left, end = INSERT_SIZE, ";\n"
+        else:
+            yield ",\n"
+        text = f"({', '.join([_literal(connection, value) for value in row])})"
+        left -= len(text)
+        yield text
+    yield end
+
+
+def _literal(connection: sqlite3.Connection, value: Any) -> str:
+    """Return a value as SQL; text is given as bytearray. What an editor, a checkout or the
+    reading of scripts could change in a text is written as bytes: control characters, blanks
+    at the end of a line, what is not UTF-8."""
+    if isinstance(value, float):
+        return _float_literal(connection, value)
+    if isinstance(value, bytes):
+        return f"X'{value.hex()}'"
+    if isinstance(value, bytearray):
+        text = value.decode(errors="surrogateescape")  # which cannot be printed
+        if text.replace("\n", "").isprintable() and " \n" not in text:
+            return _string(text)
+        return f"CAST(X'{value.hex()}' AS TEXT)"
+    return "NULL" if value is None else str(value)
+
+
+def _float_literal(connection: sqlite3.Connection, value: float) -> str:
+    """Return a float as SQL that is read as the same bits. SQLite reads some decimals one bit
+    too high or low, and not each of its versions the same; whole numbers that powers of two
+    multiply or divide are exact in all."""
+    import math
+    text = repr(value).replace("inf", "9e999")
+    if len(text.partition("e")[0].strip("-0.")) <= 15 and connection.execute(
+            f"SELECT {text}").fetchall()[0][0] == value:
+        return text
+    mantissa, exponent = math.frexp(value)
+    exponent -= 53
+    powers = [min(52, abs(exponent) - done) for done in range(0, abs(exponent), 52)]
+    return f"CAST({int(mantissa * 2 ** 53)} AS REAL)" + "".join(
+        f" {'*' if exponent > 0 else '/'} {2 ** power}.0" for power in powers)
+
+
+# ------------------------------------------------------------------ comparing and enrolling
+
+
+class _ScratchFile(_Database):
+    """A database in a temporary directory, for what has to be a file."""
+
+    def __init__(self, path: str, connect: Connect) -> None:
+        super().__init__(path, connect=connect, durable=False)
+        self.name = "the scratch database"
+
+    def replay(self, migrations_dir: StrPath, to: int | None) -> None:
+        """Create the database, and run the scripts up to a version."""
+        self.create()
+        _Run(self, migrations_dir, to).run()
+
+
+class _Rehearsed(_Database):
+    """A copy of a database, for a rehearsal."""
+
+    def __init__(self, original: _Database, path: str) -> None:
+        super().__init__(path, original.timeout, original.connect, original.report, durable=False)
+        self.name = f"the copy of {original.name}"
+        self.original = original.name
+        original.copy_to(path)
+
+    def standing_after(self, script: _Script, version: int) -> str:
+        return f"This was a rehearsal: {self.original} is untouched."
+
+
+def _verify(database: _Database, folder: str) -> str:
+    """Return what verify() returns."""
+    with database.explained():
+        names = _scripts(folder)
+    version, schema = database.read(
+        lambda connection, version: _schema_without_tools(database, connection))
+    _announce(database.report, folder, names, "a scratch database", to=version)
+    with _MemoryDatabase(database.connect) as scratch:
+        return _diff_from_scripts(scratch, folder, version, schema, database.name)
+
+
+def _schema_without_tools(database: _Database, connection: sqlite3.Connection) -> Schema:
+    """Return the schema of a database; name the tables of other tools, which are no part of it."""
+    tables = _read_bookkeeping(connection)
+    if tables:
+        database.report.result(f"left out of the schema of {database.name}, as another tool's "
+                               f"bookkeeping: {_cut(tables)}")
+    return _read_schema(connection)
+
+
+def _announce(report: _Report, folder: str, names: dict[int, str], where: str,
+              version: int = 0, to: int = MAX_VERSION) -> None:
+    """Warn, before the scripts from a version up to another run on something other than their
+    database, of those that can do things elsewhere."""
+    import re
+    attach = re.compile(rb"""\battach\s+(?:database\s+)?('[^']*'|"[^"]*"|[?:@$]\w*)\s+as\s""", re.I)
+    scripts = [_Script(folder, number, name) for number, name in sorted(names.items())
+               if version < number <= to]
+    found = [script.name for script in scripts if not script.is_sql
+             or any(attach.search(data) for data in _Reading(script).lines())]
+    if found:
+        report.warn(f"now running on {where}: {_cut(found)}. What they do outside of it "
+                    "(files, other databases, the network) really happens.")
+
+
+# -------------------------------------------------------------- enrolling
 
 
 def _enroll(database: _Database, folder: str) -> int:
-    try:
-        version = database.look()[0]
-    except UnversionedError:
-        pass
-    else:
-        raise MigrationError(f"{database.shown} is versioned already, and at version {version}. "
-                             "Nothing was changed.")
-    with database.explained():
-        with _closing(database.open()) as connection:
-            schema = _schema(connection)
-        versions = sorted(_scan(folder)[0]) if os.path.exists(folder) else []
-        if versions:
-            version = _find_version(database, schema, folder, versions)
-            database.set_version(version)
-            return version
-        if not schema:
-            raise MigrationError(f"{database.shown} has nothing in it to enroll. Nothing was "
-                                 "changed. Use --set-version 0 to begin with it at version 0.")
-        os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, "0001-initialize.sql")
+    """Do what enroll_db() does. The write lock is held, so that no other process changes the
+    schema or sets the version meanwhile."""
+    with database.explained(), database.writing() as connection:
         try:
-            with open(path, "x", encoding="utf-8", newline="\n") as file:
-                file.write("-- The schema as it was when this database was put under "
-                           "management.\n")
-                file.writelines(f"{sql};\n" for *_, sql in schema.values())
-            _find_version(database, schema, folder, [1])
-            database.set_version(1)
-        except BaseException:
-            _remove(path)
+            version = _read_version(connection, database.name)
+        except _EmptyError:
             raise
-        database.report.result(f"{path} holds its schema")
-        return 1
+        except UnversionedError:
+            pass
+        else:
+            raise MigrationError(f"{database.name} is already versioned, at version {version}. "
+                                 "Nothing was changed.")
+        schema = _schema_without_tools(database, connection)
+        names = _scripts(folder) if os.path.exists(folder) else {}
+        if names:
+            _announce(database.report, folder, names, "a scratch database")
+            version = _find_version(database, schema, folder, sorted(names))
+        else:
+            version = _enroll_script(database, schema, folder)
+        connection.execute(CREATE_META)
+        connection.execute(INSERT_META, (version,)).fetchall()
+        database.commit(connection)
+        return version
 
 
 def _find_version(database: _Database, schema: Schema, folder: str, versions: list[int]) -> int:
     """Return the highest version whose schema, replayed, is this one."""
-    with _Scratch(database.connect, database.report.logged) as scratch:
-        diffs = {version: scratch.diff(folder, version, schema, database.shown)
+    with _MemoryDatabase(database.connect) as scratch:
+        diffs = {version: _diff_from_scripts(scratch, folder, version, schema, database.name)
                  for version in versions}
     fitting = [version for version in versions if not diffs[version]]
     if not fitting:
         nearest = min(reversed(diffs.values()), key=lambda diff: diff.count("\n"))
-        raise MigrationError(f"no version has the schema of {database.shown}. The nearest:\n"
+        raise MigrationError(f"no version has the schema of {database.name}. The nearest:\n"
                              f"{nearest}\nNothing was changed. Write a script that leads to "
                              "this schema, or change the database to fit, then run this again.")
     if len(fitting) > 1:
         database.report.warn(
             f"the versions {', '.join(map(str, fitting))} all have the schema of "
-            f"{database.shown}. If the data is not that of {fitting[-1]}, use --set-version.")
+            f"{database.name}. If the data is not that of {fitting[-1]}, use --set-version.")
     return fitting[-1]
 
 
+def _enroll_script(database: _Database, schema: Schema, folder: str) -> int:
+    """Write the first script, which builds a schema, after a proof that it does; return its
+    version."""
+    import tempfile
+    text = ("-- The schema as it was when this database was put under management.\n"
+            + _schema_text(schema))
+    with tempfile.TemporaryDirectory(prefix="fastmigrate-") as room, \
+            _MemoryDatabase(database.connect) as scratch:
+        _create_script(room, "initialize", text, [])
+        diff = _diff_from_scripts(scratch, room, 1, schema, database.name)
+    if diff:
+        raise MigrationError(
+            f"the schema of {database.name}, written as a script, builds another one:\n{diff}"
+            "\nNothing was changed. Write 0001 by hand, then run this again.")
+    path = _create_script(folder, "initialize", text, [])
+    if os.path.basename(path) != "0001-initialize.sql":
+        _remove(path)
+        raise MigrationError(f"another process wrote to {folder} meanwhile. Nothing was "
+                             "changed by this one. Run this again.")
+    _sync(path)
+    database.report.result(f"wrote {path}")
+    return 1
+
+
+# -------------------------------------------------------------- rehearsing
+
+
+def _rehearse(database: _Database, folder: str, to: int | None, examples: int) -> dict[str, Any]:
+    """Return what rehearse() returns."""
+    import tempfile
+    with database.explained():
+        names = _scan(folder).names
+    _announce(database.report, folder, names, f"a copy of {database.name}",
+              database.read()[0], MAX_VERSION if to is None else to)
+    with database.explained(), tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
+        copy, before = _Rehearsed(database, os.path.join(room, "copy.db")), f"{room}/before.db"
+        copy.copy_to(before)
+        version, (schema, rows, tables) = copy.read(_read_contents)
+        run = _Run(copy, folder, to)
+        run.run()
+        _, (new_schema, new_rows, new_tables) = copy.read(_read_contents)
+        with _closing(copy.open()) as connection:
+            connection.set_progress_handler(lambda: None, TICK_INSTRUCTIONS)  # lets Ctrl-C in
+            connection.text_factory = lambda text: text.decode(errors="replace")
+            connection.execute("ATTACH ? AS before", (before,)).fetchall()
+            compared = _compare_rows(connection, tables, new_tables, examples)
+    return {
+        "migrations": [{"version": each.script.version, "name": each.script.name,
+                        "seconds": each.seconds} for each in run.applied],
+        "diff": _diff_schemas(schema, new_schema, f"{database.name} at version {version}",
+                              "after the pending scripts"),
+        "rows": {table: [rows.get(table, 0), new_rows.get(table, 0)]
+                 for table in sorted({*rows, *new_rows})
+                 if rows.get(table, 0) != new_rows.get(table, 0)},
+        **compared, "broken": run.broken}
+
+
+def _read_contents(connection: sqlite3.Connection, version: int,
+                   ) -> tuple[Schema, dict[str, int], dict[str, _Table]]:
+    """Return the schema, the number of rows in each table that can be read, and the tables
+    that are not virtual, by name in small letters."""
+    schema, rows, tables = _read_schema(connection), {}, {}
+    for kind, name, sql in schema.values():
+        if kind != "table":
+            continue
+        if not _module(sql):
+            tables[_fold(name)] = _Table(connection, name, sql)
+        try:
+            rows[name] = _count(connection, _quoted(name), "1")[0]
+        except connection.OperationalError:
+            if not _module(sql):
+                raise  # a virtual one may lack what it reads from
+    return schema, rows, tables
+
+
+def _compare_rows(connection: sqlite3.Connection, before: dict[str, _Table],
+                  after: dict[str, _Table], examples: int) -> dict[str, dict[str, Any]]:
+    """Compare the tables of the attached database `before` with those of the same name: return
+    {"lost": {table: {column: values}}, "changed": {table: {column: values}}, "examples":
+    {table: {column: [[key, before, after]]}}, "sequences": {table: [before, after]}}.
+
+    SQLite compares, table by table, so that memory holds no rows.
+    """
+    found: dict[str, dict[str, Any]] = {"lost": {}, "changed": {}, "examples": {}, "sequences": {}}
+    for table in sorted(before.keys() & after.keys()):
+        old, new = before[table], after[table]
+        back = [old.sequence, new.sequence] if new.sequence < old.sequence else []
+        for kind, values in zip(found, (*_compare_table(connection, old, new, examples), back)):
+            if values:
+                found[kind][new.name] = values
+    return found
+
+
+def _compare_table(connection: sqlite3.Connection, old: _Table, new: _Table, examples: int,
+                   ) -> tuple[dict[str, int], dict[str, int], dict[str, list[Any]]]:
+    """Return the number of values, other than NULL, lost with each dropped column, that of the
+    values changed in each kept one, and examples of the changed ones.
+
+    A dropped column whose values another one holds now was renamed, and lost nothing. A row
+    that is no longer there under its key counts for the key, unless the table has become
+    smaller: then the number of rows tells it.
+    """
+    gone = [each.name for column, each in old.columns.items() if column not in new.columns]
+    kept = [each.name for column, each in new.columns.items() if column in old.columns]
+    added = [each.name for column, each in new.columns.items() if column not in old.columns]
+    key = _matching_key(old, new)
+    source, target = f"before.{_quoted(old.name)} AS b", f"main.{_quoted(new.name)} AS a"
+    joined = f"{source} JOIN {target} ON " + (" AND ".join(f"b.{n} = a.{n}" for n in key) or "0")
+    matched, *numbers = _count(connection, joined, "1", *(_differs(name, name) for name in kept))
+    changed = {name: number for name, number in zip(kept, numbers) if number}
+    shown = {name: [[*row] for row in connection.execute(
+        f"SELECT {', '.join(f'b.{n}' for n in key)}, b.{_quoted(name)}, a.{_quoted(name)} "
+        f"FROM {joined} WHERE {_differs(name, name)} LIMIT {examples}").fetchall()]
+        for name in (changed if examples else ())}
+    rows = _count(connection, source, " AND ".join(f"b.{n} IS NOT NULL" for n in key) or "0")
+    moved = min(rows + _count(connection, target, "1")) - matched
+    if moved > 0:
+        changed[", ".join(map(_bare, key))] = moved
+    lost = {}
+    for name in gone:
+        number = _count(connection, source, f"b.{_quoted(name)} IS NOT NULL")[0]
+        renamed = matched and any(
+            _count(connection, joined, _differs(name, other)) == [0] for other in added)
+        if number and not renamed:
+            lost[name] = number
+    return lost, changed, shown
+
+
+def _matching_key(old: _Table, new: _Table) -> list[str]:
+    """Return, quoted, the columns by which the rows of a table are matched with those before: its
+    primary key as it was or, if that has gone or has another type, the rowid; none if there
+    is none, or if it is the key of only one of them."""
+    def kind(table: _Table, column: str) -> str:
+        declared = table.columns[column].type.upper() if column in table.columns else "none"
+        return "INT" if "INT" in declared else declared
+
+    key = [name for name, column in old.columns.items() if column.in_key]
+    if key and all(kind(old, name) == kind(new, name) for name in key):
+        return [_quoted(old.columns[name].name) for name in key]
+    same = old.rowid == new.rowid and old.has_integer_key == new.has_integer_key
+    return [old.rowid] if old.rowid and same else []
+
+
+def _count(connection: sqlite3.Connection, source: str, *conditions: str) -> list[int]:
+    """Return the number of rows for which each condition holds."""
+    sums = ", ".join(f"ifnull(sum({condition}), 0)" for condition in conditions)
+    return [*connection.execute(f"SELECT {sums} FROM {source}").fetchall()[0]]
+
+
+def _differs(old: str, new: str) -> str:
+    """Return a condition for two values that differ. Text is compared by its letters, whatever
+    the collation; 7, 7.0 and '7' are the same value in columns of other types, 7 and '007' not."""
+    a, b = f"a.{_quoted(new)}", f"b.{_quoted(old)}"
+    return (f"(+{a} COLLATE BINARY IS NOT +{b} AND (typeof({a}) = typeof({b}) "
+            f"OR CAST({a} AS TEXT) COLLATE BINARY IS NOT CAST({b} AS TEXT)))")
+
+
 # ------------------------------------------------------------------ messages
+
+
+# How what SQLite says begins: what it means to a person, and what to do.
+SQLITE_ERRORS: dict[str | tuple[str, ...], tuple[str, str]] = {
+    "database is locked": ("database is locked: another connection holds {db}",
+                           "Wait for it to finish, or raise --timeout"),
+    "file is not a database": ("{db} is not a database, or is encrypted",
+                               "Name the database file with --db, or give its key in connect"),
+    ("no such module", "no such function", "no such collation sequence", "unknown function"): (
+        "{text}", "Give a connect that provides it"),
+    ("database disk image is malformed", "malformed database schema"): (
+        "{db} is damaged ({text})", "Restore a backup of it with --restore"),
+    "attempt to write a readonly database": (
+        "{db} is read-only, and there is something to write",
+        "Make the file and its directory writable for this user"),
+    "unable to open database file": (
+        "{db} cannot be opened ({text})",
+        "Make the file and its directory readable and writable for this user"),
+    "database or disk is full": ("no space is left for {db} ({text})", "Free some disk space"),
+    "disk I/O error": ("the file system failed for {db} ({text})",
+                       "Check that there is space, and that the disk is sound"),
+    "out of memory": ("SQLite has no memory left ({text})", "Remove its limit on memory"),
+}
+
+
+OS_REMEDIES = {  # by the number of the system's error
+    errno.ENOSPC: "Free some disk space",
+    errno.EDQUOT: "Free some disk space",
+    errno.EACCES: "Make the file and its directory writable for this user",
+    errno.EPERM: "Make the file and its directory writable for this user",
+    errno.EROFS: "Make the file and its directory writable for this user",
+}
+
+
+class _ScriptFailed(Exception):
+    """A script failed. What it did is rolled back, or was done on a copy."""
+
+    def __init__(self, script: _Script, what: str, line: int | None = None,
+                 statement: str | None = None, *, remedy: str = "Fix the script",
+                 output: str = "") -> None:
+        super().__init__(what)
+        self.script = script
+        self.what = what
+        self.line = line
+        self.statement = statement
+        self.remedy = remedy
+        self.output = output  # the end of what the script printed
+
+
+def _explain_failure(failure: _ScriptFailed, database: _Database) -> MigrationError:
+    """Build the MigrationError for the caller. Only now is it known where the database stands:
+    the scripts before the failed one have been committed."""
+    script, version = failure.script, None
+    try:
+        version = database.read()[0]
+        state = database.standing_after(script, version)
+    except (sqlite3.Error, OSError) as error:
+        state = database.unreadable(error)
+    where = script.path if failure.line is None else f"{script.path}:{failure.line}"
+    lines = [line[:100] + ("..." if line[100:] else "")
+             for line in (failure.statement or "").splitlines()]
+    if len(lines) > 6:
+        lines[5:] = [f"... ({len(lines) - 5} more lines)"]
+    text = "\n    ".join([f"{where}: {failure.what}", *lines, *failure.output.splitlines()])
+    return MigrationError(f"{text}\n{state}\n{failure.remedy}, then run this again.",
+                          path=script.path, line=failure.line, statement=failure.statement,
+                          version=version)
+
+
+def _to_failure(database: _Database, script: _Script, error: BaseException,
+                line: int | None = None, statement: str = "", why: str = "") -> BaseException:
+    """Translate an exception raised while `script` ran. An SQLite error becomes _ScriptFailed,
+    or KeyboardInterrupt if that is what caused it; a MigrationError, which says what is wrong
+    with the script's work, becomes _ScriptFailed too; others are returned unchanged."""
+    if not isinstance(error, database.errors + (sqlite3.Warning, MemoryError)):
+        return error
+    if isinstance(error, MigrationError):
+        return error
+    if database.report.is_stopped() or not why and _is_interrupt(error, statement):
+        return KeyboardInterrupt()
+    message, remedy = why or str(error) or "out of memory", "Fix the script"
+    meaning = _meaning_of(message, database.name)
+    if statement.startswith("."):
+        message = "a command of the sqlite3 program, not SQL"
+        statement = statement.split("\n")[0]
+    elif statement and not sqlite3.complete_statement(statement) and (
+            "incomplete input" in message or "unrecognized token" in message):
+        message = "the file ends within this statement, or within a quote in it"
+    elif meaning:
+        message, remedy = meaning
+    elif _stale_object_remedy(message):
+        remedy = _stale_object_remedy(message)
+    elif not statement:
+        message = f"it cannot be committed with its version: {message}"
+    return _ScriptFailed(script, message, line, statement or None, remedy=remedy)
+
+
+def _is_interrupt(error: BaseException, statement: str = "") -> bool:
+    """Return whether an error stands for a KeyboardInterrupt that was raised in a function
+    that SQLite called. It is lost there: an authorizer then counts as denying, and a progress
+    handler as interrupting. (Where extensions are off, load_extension() is denied too; and
+    an IntegrityError may say whatever the script's RAISE() does. To catch the interrupt in
+    the functions themselves works on Python 3.9, and never on 3.12 and 3.13.)"""
+    message = str(error)
+    if isinstance(error, MigrationError) or type(error).__name__ == "IntegrityError":
+        return False
+    return message == "interrupted" or "load_extension" not in statement.lower() and (
+        message.startswith(("not authorized", "authorization denied"))
+        or message.endswith("is prohibited"))
+
+
+class _Explained:
+    """Turn errors of SQLite and of the system into MigrationError. If what happens in this
+    context can have changed the database, the message tells at which version it is now."""
+
+    def __init__(self, database: _Database, changes: bool) -> None:
+        self.database = database
+        self.changes = changes
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        errors = self.database.errors
+        if isinstance(error, errors) and _is_interrupt(error):
+            raise KeyboardInterrupt from None
+        if isinstance(error, MigrationError) or not isinstance(
+                error, errors + (OSError, ValueError, MemoryError)):
+            return
+        state = self.database.standing() if self.changes else "Nothing was changed."
+        raise self.database.explain(error, state) from error
+
+
+def _explain(error: BaseException, name: str, errors: tuple[type[Exception], ...],
+             state: str) -> MigrationError:
+    """Return an error of SQLite's, or of the system's, as one of ours. `state` tells what has
+    become of the database."""
+    if isinstance(error, MigrationError):
+        return error
+    text = _reason(error, name, errors)
+    meaning = _meaning_of(str(error), name) if isinstance(error, errors) else None
+    if meaning:
+        return MigrationError(f"{text}. {state} {meaning[1]}, then run this again.")
+    remedy = OS_REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
+    if remedy:
+        return MigrationError(f"{text}. {state} {remedy}, then run this again.")
+    if isinstance(error, OSError) and "temporary directory" in str(error):
+        text = ("no temporary directory can be written. Set TMPDIR to a directory with room for "
+                "a copy of the database")
+    return MigrationError(f"{name}: {text}" if isinstance(error, errors) else text)
+
+
+def _reason(error: BaseException, name: str, errors: tuple[type[Exception], ...]) -> str:
+    """Return what an error of SQLite's, or of the system's, means, in a few words."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    meaning = _meaning_of(str(error), name) if isinstance(error, errors) else None
+    return meaning[0] if meaning else str(error)
+
+
+def _meaning_of(text: str, name: str) -> tuple[str, str] | None:
+    """Return what an error of SQLite's means and what to do, None if it is in the SQL."""
+    for sign, (meaning, remedy) in SQLITE_ERRORS.items():
+        if text.startswith(sign):
+            return meaning.format(db=name, text=text), remedy
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n")[0]
 
 
 def _log(level: str, text: str) -> None:
@@ -2442,42 +5359,58 @@ def _say(text: str, end: str = "\n", *, result: bool = False) -> None:
 class _Report:
     """Where the results, the warnings and the progress of a run go."""
 
-    def __init__(self, results: bool = False, output: bool = False, logged: bool = True) -> None:
-        self.results = results  # say on stdout what was done
-        self.output = output  # show the output of scripts as it comes
+    def __init__(self, results: bool = False, shows_output: bool = False, logged: bool = True,
+                 target: str = "", stop: Sequence[int] = ()) -> None:
+        self.results = results  # print on stdout what was done
+        self.shows_output = shows_output  # show the output of scripts as it comes
         self.logged = logged  # warnings are logged, else they go to stderr
-        self.to = ""  # " to NAME" where several databases are migrated
-        self.terminal = results and not logged and bool(
+        self.target = target  # " to NAME" where several databases are migrated
+        self._stop = stop  # no longer empty when the work is to stop
+        self._terminal = results and not logged and bool(
             sys.stderr and sys.stderr.isatty())  # show progress there
         self._said: set[str] = set()
         self._shown = self._started = 0.0
 
     def result(self, text: str) -> None:
         if self.results:
-            self.done()
+            self.end_progress()
             _say(text, result=True)
 
     def warn(self, text: str) -> None:
         if text in self._said:
             return  # a script that is run again says the same again
         self._said.add(text)
-        self.done()
+        self.end_progress()
         if self.logged:
             _log("warning", text)
         else:
             _say(f"warning: {text}")
 
-    def progress(self, text: Callable[[], str]) -> None:
-        """Show what is being done, where it has lasted for more than a second."""
-        if not self.terminal:
+    def error(self, text: str) -> None:
+        self.end_progress()
+        _say(f"error: {text}")
+
+    def is_stopped(self) -> bool:
+        """Return whether a signal has come: the main thread may have seen it and not we, or
+        SQLite may have swallowed the KeyboardInterrupt that came in one of its callbacks."""
+        return bool(self._stop)
+
+    def check_stop(self) -> None:
+        """Raise KeyboardInterrupt if a signal has come."""
+        if self._stop:
+            raise KeyboardInterrupt
+
+    def progress(self, describe: Callable[[], str]) -> None:
+        """Show what is being done, if it has lasted for more than a second."""
+        if not self._terminal:
             return
         now = time.monotonic()
         self._started = self._started or now
         if now - self._started > 1 and now - self._shown > 0.1:
             self._shown = now
-            _say("\r\x1b[K" + text()[:79], end="")
+            _say("\r\x1b[K" + describe()[:79], end="")
 
-    def done(self) -> None:
+    def end_progress(self) -> None:
         """What progress was shown for is over."""
         if self._shown:
             _say("\r\x1b[K", end="")
@@ -2499,353 +5432,591 @@ def _plural(number: int, noun: str) -> str:
 # ------------------------------------------------------------------ the command line
 
 
+EXAMPLES = """
+examples:
+  fastmigrate --db app.db --createdb     create an empty database at version 0
+  fastmigrate --new "add users"          create the next script, to be edited
+  fastmigrate --db app.db --rehearse     try the pending scripts on a copy
+  fastmigrate --db app.db --backup       back up app.db, then migrate it
+  fastmigrate --db app.db --status       see what is applied or pending
+  fastmigrate --db 'tenants/*.db'        migrate many databases
+
+exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted by
+SIGINT, 143 by SIGTERM
+"""
+
+
 def _parser() -> argparse.ArgumentParser:
     import argparse
 
-    def number(kind: type, low: int, high: int) -> Callable[[str], Any]:
-        def parse(text: str) -> Any:
-            try:
-                if low <= kind(text) <= high:
-                    return kind(text)
-            except ValueError:
-                pass
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
-        return parse
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            self.exit(2, f"error: {message}; see --help\n")
 
-    version = number(int, 0, MAX_VERSION)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fastmigrate", allow_abbrev=False, add_help=False, epilog=EXAMPLES,
         usage="fastmigrate [--db PATH] [--migrations DIR] [options]",
-        description="Bring a SQLite database to the version that your code expects.",
+        description="Upgrade a SQLite database to the schema that your code expects: run the\n"
+                    "migration scripts that it has not had yet, in order, each exactly once.",
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("where").add_argument
-    add("--db", metavar="PATH", nargs="+", help="database or pattern (data/database.db)")
-    add("--migrations", metavar="DIR", help="migrations directory (migrations)")
-    add("--config", metavar="FILE", help="ini file: db and migrations in [paths] (.fastmigrate)")
+    add("--db", metavar="PATH", nargs="+",
+        help="the database; several, or a pattern in quotes (data/database.db)")
+    add("--migrations", metavar="DIR", help="the migrations directory (migrations)")
+    add("--config", metavar="FILE",
+        help="an ini file with db, migrations and schema in [paths] (.fastmigrate)")
     add = parser.add_argument_group("migrating").add_argument
-    add("--backup", action="store_true", help="make a backup first")
-    add("--to", metavar="N", type=version, help="stop after version N")
-    add("--timeout", metavar="S", type=number(float, 0, 10 ** 9), default=30.0,
+    add("--backup", action="store_true", help="make a backup first, if anything is pending")
+    add("--to", metavar="N", type=_number(int, 0, MAX_VERSION), help="stop after version N")
+    add("--timeout", metavar="S", type=_number(float, 0, 10 ** 9), default=30.0,
         help="seconds to wait for another process (30)")
-    add("--no-snapshot", action="store_true", help="what .py and .sh do stays if they fail")
-    add("--jobs", metavar="N", type=number(int, 1, 999), default=1,
-        help="processes, for several databases (1)")
+    add("--jobs", metavar="N", type=_number(int, 1, 999), default=1,
+        help="how many databases to work on at a time (1)")
+    _add_actions(parser)
+    add = parser.add_argument_group("from a schema file to a script").add_argument
+    add("--schema", metavar="FILE", help="with --new: write the script that leads to the schema "
+        "in FILE; with --verify: compare FILE with the schema of the scripts")
+    for option, metavar, text in (
+            ("--rename", "TABLE[.COLUMN]=NAME", "with --new: what gets another name"),
+            ("--drop", "TABLE[.COLUMN]", "with --new: what is dropped, with its data"),
+            ("--fill", "TABLE.COLUMN=SQL", "with --new: the value of a column in existing rows")):
+        add(option, metavar=metavar, action="append", default=[], help=text)
+    add = parser.add_argument_group("output").add_argument
+    add("--json", action="store_true", help="with --status: for programs")
+    add("-v", "--verbose", action="store_true",
+        help="show the output of scripts, and changed values")
+    add("-q", "--quiet", action="store_true", help="show warnings and errors only")
+    add("--version", action="version", version=f"fastmigrate {__version__}",
+        help="show the version of fastmigrate")
+    add("-h", "--help", action="help", help="show this help")
+    return parser
+
+
+def _add_actions(parser: argparse.ArgumentParser) -> None:
+    """Add the options that ask for something else than to migrate, of which one may be given."""
     add = parser.add_argument_group(
         "instead of migrating").add_mutually_exclusive_group().add_argument
     for flag, text in (
             ("--createdb", "create an empty database at version 0"),
-            ("--status", "show the version and the state of every script"),
-            ("--check", "exit 0 only if nothing is pending and nothing is amiss"),
+            ("--status", "show the version, and the state of every script"),
+            ("--check", "exit 0 only if the database is what the scripts say"),
             ("--verify", "compare the schema with that of the scripts"),
             ("--rehearse", "run what is pending on a copy; show what it changes"),
+            ("--print-schema", "print the schema that the scripts lead to"),
             ("--enroll", "put an existing database under management"),
-            ("--accept", "record the applied scripts as they stand now")):
+            ("--accept", "record the applied scripts as they are now")):
         add(flag, dest="action", action="store_const", const=flag[2:], help=text)
     add("--new", metavar="WORDS", help="create the next script; print its path")
-    add("--set-version", metavar="N", type=version, help="set the version by hand; run nothing")
-    add("--restore", metavar="FILE", help="make the database what a backup is")
-    add = parser.add_argument_group("output").add_argument
-    add("--json", action="store_true", help="with --status")
-    add("-v", "--verbose", action="store_true", help="show the output of scripts")
-    add("-q", "--quiet", action="store_true", help="show warnings and errors only")
-    add("--version", action="version", version=f"fastmigrate {__version__}",
-        help="show the version of fastmigrate")
-    add("-h", "--help", action="help", help="show this")
-    return parser
+    add("--squash", metavar="N", type=_number(int, 1, MAX_VERSION),
+        help="replace the scripts up to N by a single one")
+    add("--set-version", metavar="N", type=_number(int, 0, MAX_VERSION),
+        help="set the version by hand; run no script")
+    add("--restore", metavar="FILE",
+        help="restore this backup; newest stands for the newest one")
 
 
-def _configure(arguments: argparse.Namespace) -> None:
-    """Fill in what the command line does not say: from the config, else the defaults."""
-    path = ".fastmigrate" if arguments.config is None else arguments.config
-    paths = {"db": os.path.join("data", "database.db"), "migrations": "migrations"}
-    if arguments.config is not None or os.path.exists(path):
-        import configparser
-        parser = configparser.ConfigParser(interpolation=None)
+def _number(kind: type, low: int, high: int) -> Callable[[str], Any]:
+    import argparse
+
+    def parse(text: str) -> Any:
         try:
-            with open(path, encoding="utf-8-sig") as file:
-                parser.read_file(file)
-        except (OSError, UnicodeDecodeError, configparser.Error) as error:
-            what = "cannot be read" if isinstance(error, OSError) else "is broken"
-            raise MigrationError(f"the config {path} {what}: {' '.join(str(error).split())}"
-                                 ) from error
-        for section in parser.sections():
-            for key, value in parser[section].items():
-                if section != "paths" or key not in paths:
-                    _say(f"warning: {path}: unknown key {key} in [{section}]. There are db "
-                         "and migrations in [paths].")
-                elif value:
-                    paths[key] = os.path.join(os.path.dirname(path), value)
-    arguments.db = _databases(arguments.db or [paths["db"]])
-    if arguments.migrations is None:
-        arguments.migrations = paths["migrations"]
+            if low <= kind(text) <= high:
+                return kind(text)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+    return parse
 
 
-def _databases(patterns: list[str]) -> list[str]:
-    """Return the databases that paths and patterns name."""
+def _parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Return the arguments, and the paths of the databases. A config gives defaults."""
+    parser = _parser()
+    config = _read_config(parser.parse_args(argv).config)
+    parser.set_defaults(db=[config["db"]], migrations=config["migrations"],
+                        schema_of_config=config["schema"])
+    arguments = parser.parse_args(argv)
+    databases = _find_databases(arguments.db)
+    new, answers = arguments.new, (arguments.rename or arguments.drop or arguments.fill)
+    schema = arguments.schema or arguments.schema_of_config
+    for broken, rule in (
+            (arguments.json and arguments.action != "status", "--json goes with --status"),
+            (arguments.schema is not None and new is None and arguments.action != "verify",
+             "--schema goes with --new or --verify"),
+            (arguments.restore is not None and len(databases) > 1,
+             "--restore goes with one database"),
+            (answers and new is None, "--rename, --drop and --fill go with --new"),
+            (answers and new is not None and new.endswith(EXTENSIONS[1:]),
+             "--rename, --drop and --fill go with an SQL script"),
+            (answers and not schema, "--rename, --drop and --fill need a schema: --schema FILE")):
+        if broken:
+            parser.error(rule)
+    try:
+        _read_answers(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    return arguments, databases
+
+
+def _read_answers(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return --rename, --drop and --fill as new_migration() takes them.
+
+    Raises: ValueError if one is not of its form.
+    """
+    rename, fill = ([_split_answer(text) for text in texts]
+                    for texts in (arguments.rename, arguments.fill))
+    for name in (*dict(rename), *arguments.drop):
+        _split_dotted(name)
+    for name, _ in fill:
+        if not _split_dotted(name)[1]:
+            raise ValueError(f"{name!r} is not TABLE.COLUMN")
+    if len(dict(rename)) < len(rename) or len(dict(fill)) < len(fill):
+        raise ValueError("--rename and --fill take each name once")
+    return {"rename": dict(rename), "drop": arguments.drop, "fill": dict(fill)}
+
+
+def _read_config(named: str | None) -> dict[str, str]:
+    """Return the paths of a config, or of .fastmigrate if that exists, else the defaults. Paths
+    in a config are relative to it."""
+    paths = {"db": os.path.join("data", "database.db"), "migrations": "migrations", "schema": ""}
+    path = ".fastmigrate" if named is None else named
+    if named is None and not os.path.exists(path):
+        return paths
+    import configparser
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            parser.read_file(file)
+    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        what = (f"cannot be read: {error.strerror}" if isinstance(error, OSError) else
+                f"is broken: {' '.join(str(error).split())}")
+        raise MigrationError(f"the config {path} {what}. Nothing was changed. Name another one "
+                             "with --config.") from error
+    for section in parser.sections():
+        for key, value in parser[section].items():
+            if section != "paths" or key not in paths:
+                _say(f"warning: {path}: unknown key {key} in [{section}]. The keys are db, "
+                     "migrations and schema in [paths].")
+            elif value:
+                paths[key] = os.path.join(os.path.dirname(path), value)
+    return paths
+
+
+def _find_databases(patterns: list[str]) -> list[str]:
+    """Return the databases that paths and patterns name, without what lies beside them."""
+    import glob
+    import re
     found: list[str] = []
+    beside = re.compile(r".*(?:\.backup|\.before-restore|-journal|-wal|-shm|"
+                        + WORKING_COPY + ")", re.S)
     for pattern in patterns:
         matches = [pattern]
-        if not os.path.lexists(pattern):
-            import glob
-            matches = sorted(path for path in glob.glob(pattern) if not path.endswith((
-                ".backup", "-journal", "-wal", "-shm", "-snapshot", "-snapshot-lock")))
+        if not os.path.lexists(pattern) and glob.has_magic(pattern):
+            matches = sorted(path for path in glob.glob(pattern) if not beside.fullmatch(path))
             if "*" in pattern and not matches:
-                raise MigrationError(f"there is no database {pattern}. Name others with --db.")
+                raise MigrationError(f"no file matches {pattern}. Name databases with --db.")
         found += matches or [pattern]
     return list(dict.fromkeys(found))
 
 
-def _command(arguments: argparse.Namespace, path: str) -> int:
-    """Do what the command line asks for with one database; return the exit code."""
-    report = _Report(not arguments.quiet, arguments.verbose, logged=False)
-    report.to = f" to {path}" if len(arguments.db) > 1 else ""
-    folder, action = arguments.migrations, arguments.action
-    database = _Database(path, arguments.timeout, arguments.connect, report)
-    run = _Run(database, folder, arguments.to, arguments.backup, not arguments.no_snapshot)
+# -------------------------------------------------------------- one database
+
+
+class _Outcome:
+    """What became of one database: the exit code, and how it stands, in a few words."""
+
+    def __init__(self, code: int, text: str, never_run: Iterable[str] = ()) -> None:
+        self.code = code
+        self.text = text
+        self.never_run = never_run  # scripts that need other numbers
+
+
+def _command(arguments: argparse.Namespace, database: _Database, several: bool = False,
+             listing: _Listing | None = None) -> _Outcome:
+    """Do what the command line asks for with one database. With a listing of the migrations
+    directory, the caller reports what is wrong with that."""
+    folder, action, report = arguments.migrations, arguments.action, database.report
+    path = database.path_as_given
+    if action in ("status", "check"):
+        found = _status(database, folder, listing, several)
+        return _show(found, action, arguments.json, several, report)
+    if action == "verify":
+        return _Outcome(_show_difference(
+            _verify(database, folder), path, "was changed by other means than its scripts. To keep "
+            "that, write a script that does it, and mark it as applied with --set-version.",
+            report), "as the scripts say")
+    if action == "rehearse":
+        examples = 3 if arguments.verbose else 0
+        return _show_rehearsal(_rehearse(database, folder, arguments.to, examples), path, report)
     if action == "createdb":
-        created = not os.path.exists(database.path) and database.create()
-        report.result(f"{path} {'created' if created else 'is there already'}, at version "
-                      f"{database.look()[0]}")
-    elif action == "status":
-        if arguments.json:
-            import json
-            _say(json.dumps(run.status(), indent=1 if len(arguments.db) == 1 else None),
-                 result=True)
-        else:
-            _show_status(run.status())
-    elif action == "check":
-        return _show_check(run.status(), report)
-    elif action == "verify":
-        diff = _verify(database, folder)
-        report.result(diff or f"the schema of {path} is that of the scripts")
-        if diff:
-            _say(f"error: {path} was changed by other means than its scripts. To keep that, "
-                 "write a script that does it, and give its number to --set-version.")
-        return int(bool(diff))
-    elif action == "rehearse":
-        _show_rehearsal(_rehearse(database, folder, arguments.to), path, report)
-    elif action == "enroll":
-        report.result(f"{path} is under management now, at version {_enroll(database, folder)}")
-    elif action == "accept":
-        names = run.accept()
-        report.result(f"accepted for {path}: {', '.join(names) or 'nothing, all is recorded so'}")
+        created = database.is_missing() and database.create()
+        what = "created" if created else "already exists"
+        report.result(f"{path} {what}, at version {database.read()[0]}")
+        return _Outcome(0, what)
+    if action == "accept":
+        names = _accept_edits(database, folder)
+        report.result(f"accepted for {path}: {_cut(names)}" if names else
+                      f"nothing to accept for {path}")
+        return _Outcome(0, "accepted")
+    if action == "enroll":
+        version = _enroll(database, folder)
+        report.result(f"{path} is under management now, at version {version}")
     elif arguments.set_version is not None:
-        database.set_version(arguments.set_version)
-        report.result(f"{path} is at version {arguments.set_version} now; no script was run")
+        database.set_version(version := arguments.set_version)
+        report.result(f"{path} is at version {version} now; no script was run")
     elif arguments.restore is not None:
-        database.restore(arguments.restore)
-        report.result(f"{path} is what {arguments.restore} is, at version {database.look()[0]}: "
-                      "the next run goes on from there")
+        backup = _find_backup(database) if arguments.restore == "newest" else arguments.restore
+        version = _restore(database, backup)
+        report.result(f"{path} is what {backup} is, at version {version}: the next run goes on "
+                      "from there")
     else:
+        run = _Run(database, folder, arguments.to, arguments.backup, listing)
         run.run()
-    return 0
+        return _Outcome(0, f"at version {run.version}", run.never_run)
+    return _Outcome(0, f"at version {version}")
 
 
-def _show_status(status: dict[str, Any]) -> None:
-    _say(f"{status['db']} is at version {status['version']}; the scripts end at "
-         f"{status['latest']}", result=True)
-    colours = {"applied": 32, "pending": 33} if (
-        sys.stdout and sys.stdout.isatty() and not os.environ.get("NO_COLOR")) else None
-    width = min(47, max((len(script["name"]) for script in status["migrations"]), default=0))
-    for script in status["migrations"]:
-        name, state = script["name"], f"{script['state']:9}"
-        name = name if len(name) <= width else name[:width - 3] + "..."
-        if colours:
-            state = f"\x1b[{colours.get(script['state'], 31)}m{state}\x1b[0m"
-        when = (script["applied_at"] or "").replace("T", " ")
-        _say(f"  {name:{width}}  {state}{when}".rstrip(), result=True)
-    for problem in status["problems"]:
-        _say(f"warning: {problem}")
+def _find_backup(database: _Database) -> str:
+    """Return the newest backup of a database, by the time in its name."""
+    import glob
+    import re
+    path = database.path_as_given
+    pattern = re.compile(re.escape(path) + r"\.\d{8}_\d{6}\.backup", re.S)
+    found = [name for name in glob.glob(glob.escape(path) + ".*.backup")
+             if pattern.fullmatch(name) and os.path.getsize(name)]
+    if not found:
+        raise MigrationError(f"there is no backup of {path}: no file matches {path}.*.backup. "
+                             "Nothing was changed. Name one.")
+    return max(found)
 
 
-def _show_check(status: dict[str, Any], report: _Report) -> int:
-    problems = status["problems"]
-    pending = [m["name"] for m in status["migrations"] if m["state"] == "pending"]
-    if pending:
-        problems.append(f"pending: {', '.join(pending)}. Run fastmigrate.")
-    for problem in problems:
-        _say(f"error: {problem}")
+def _show(found: dict[str, Any], action: str, as_json: bool, several: bool,
+          report: _Report) -> _Outcome:
+    """Show what --status or --check found: for one database all of it, for several a line."""
+    never_run = [m["name"] for m in found["migrations"] if m["state"] in ("late", "conflict")]
+    if action == "check":
+        return _Outcome(_show_checked(found, several, report), "as the scripts say", never_run)
+    if as_json:
+        import json
+        _say(json.dumps(found, indent=None if several else 1), result=True)
+    elif several:
+        _say(_summary(found), result=True)
+    else:
+        _show_status(found)
+    return _Outcome(0, f"at version {found['version']}", never_run)
+
+
+def _summary(found: dict[str, Any]) -> str:
+    """Return how a database stands, in a line."""
+    states = [m["state"] for m in found["migrations"] if m["state"] != "applied"]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    return (f"{found['db']} is at version {found['version']}: "
+            + (counts or ("see --status" if found["problems"] else "up to date")))
+
+
+def _show_checked(found: dict[str, Any], several: bool, report: _Report) -> int:
+    """Show what --check found; return the exit code."""
+    import shlex
+    path, problems = found["db"], list(found["problems"])
+    pending = [m["name"] for m in found["migrations"] if m["state"] == "pending"]
+    if pending and not found["blocked"]:
+        problems.append(f"{path}: {len(pending)} pending: {_cut(pending)}. Run fastmigrate --db "
+                        f"{shlex.quote(path)}")
+    for problem in [_summary(found)] if several and problems else problems:
+        report.error(problem)
     if not problems:
-        report.result(f"{status['db']} is at version {status['version']}, as the scripts say")
+        report.result(f"{path} is at version {found['version']}, as the scripts say")
+    for warning in found["warnings"]:
+        report.warn(warning)
     return int(bool(problems))
 
 
-def _show_rehearsal(found: dict[str, Any], path: str, report: _Report) -> None:
+def _show_status(found: dict[str, Any]) -> None:
+    """Show what --status found: each script in a line of at most 80 columns."""
+    _say(f"{found['db']} is at version {found['version']}; the scripts end at "
+         f"{found['latest']}", result=True)
+    width = min(47, max((len(script["name"]) for script in found["migrations"]), default=0))
+    for script in found["migrations"]:
+        name = script["name"]
+        name = name if len(name) <= width else name[:width - 3] + "..."
+        when = (script["applied_at"] or "").replace("T", " ")
+        _say(f"  {name:{width}}  {script['state']:9}{when}".rstrip(), result=True)
+    for problem in (*found["problems"], *found["warnings"]):
+        _say(f"warning: {problem}")
+
+
+def _show_difference(diff: str, path: str, problem: str, report: _Report) -> int:
+    """Show what --verify found; return the exit code."""
+    report.result(diff.rstrip("\n") or f"the schema of {path} is that of the scripts")
+    if diff:
+        report.error(f"{path} {problem}")
+    return int(bool(diff))
+
+
+def _show_rehearsal(found: dict[str, Any], path: str, report: _Report) -> _Outcome:
+    def by_column(tables: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        return {f"{table}.{column}": value for table, columns in tables.items()
+                for column, value in columns.items()}
+
     if found["diff"]:
-        report.result("\n" + found["diff"])
-    if found["rows"]:
-        report.result("\nrows:")
-        width = max(map(len, found["rows"]))
-        for table, (before, after) in found["rows"].items():
-            report.result(f"  {table:{width}}  {before} -> {after}")
+        report.result("\n" + found["diff"].rstrip("\n"))
+    examples = by_column(found["examples"])
+    for title, changes in (
+            ("rows", found["rows"]),
+            ("values lost with a dropped column", by_column(found["lost"])),
+            ("values changed", by_column(found["changed"])),
+            ("AUTOINCREMENT goes back, so that ids are used again", found["sequences"])):
+        if changes:
+            report.result(f"\n{title}:")
+        width = max(map(len, changes), default=0)
+        for name, number in changes.items():
+            text = number if isinstance(number, int) else " -> ".join(map(str, number))
+            report.result(f"  {name:{width}}  {text}")
+            for *key, before, after in examples.get(name, ()):
+                report.result(f"    {', '.join(map(repr, key))}: {before!r} -> {after!r}")
     elsewhere = "" if all(m["name"].endswith(".sql") for m in found["migrations"]) else (
-        " What .py and .sh scripts do elsewhere than in the database, they did.")
+        " What .py and .sh scripts do outside of the database, they did.")
     report.result(f"\nThis was a rehearsal: {path} is untouched.{elsewhere}")
+    if found["broken"]:
+        report.error("the scripts leave something that no longer works: see the warnings")
+    return _Outcome(int(bool(found["broken"])), "rehearsed")
 
 
-def _several(arguments: argparse.Namespace) -> int:
-    """Do with each of several databases what the command line asks for, and sum up."""
-    import collections
+# -------------------------------------------------------------- several databases
+
+
+def _several(arguments: argparse.Namespace, databases: list[str], connect: Connect,
+             signals: _Signals) -> int:
+    """Do with each of several databases what the command line asks for; sum up; return the
+    exit code.
+
+    With --jobs, threads work on them: they wait for the disk most of the time. (Processes
+    were slower, and a pool of processes hangs on some Pythons when one is killed.)
+    """
+    action, todo, outcomes = arguments.action, databases[::-1], dict[str, _Outcome]()
+    listing = None  # read once, and its problems are reported once
+    needs_scripts = action not in ("createdb", "enroll") and arguments.set_version is None
+    if needs_scripts and not arguments.json:
+        listing = _scan(arguments.migrations)
+        if listing.twins and action not in ("status", "check"):
+            raise ValueError("\nerror: ".join(
+                _describe_shared_problems(databases, connect, listing, set())))
+
+    def work() -> None:
+        while todo and not signals.came:
+            try:
+                path = todo.pop()
+            except IndexError:
+                break  # another thread took the last
+            outcomes[path] = _work_on(arguments, path, connect, signals.came, listing)
+
     if arguments.jobs > 1:
-        codes = _in_processes(arguments)
+        _in_threads(min(arguments.jobs, len(todo)), work, signals)
     else:
-        codes = []
-        for path in arguments.db:
-            codes.append(_one(arguments, path))
-            if codes[-1] > 2:
-                return codes[-1]  # interrupted
-    failed = [path for path, code in zip(arguments.db, codes) if code]
-    if not arguments.quiet and not arguments.json:
-        states = collections.Counter(
-            "failed" if code else f"at version {get_db_version(path, connect=arguments.connect)}"
-            for path, code in zip(arguments.db, codes))
-        _say(", ".join(f"{_plural(count, 'database')} {at}" for at, count in states.items()),
-             result=True)
+        work()
+    signals.let_through()
+    never_run = {name for outcome in outcomes.values() for name in outcome.never_run}
+    problems = (_describe_shared_problems(databases, connect, listing, never_run)
+                if listing else [])
+    for problem in problems:
+        _say(f"{'error' if action == 'check' else 'warning'}: {problem}")
+    failed = [path for path in databases if outcomes[path].code]
+    if not (arguments.quiet or arguments.json):
+        texts = ["failed" if each.code else each.text for each in outcomes.values()]
+        _say(", ".join(f"{_plural(texts.count(text), 'database')} {text}"
+                       for text in dict.fromkeys(texts)), result=True)
     if failed:
-        _say(f"error: {len(failed)} of {len(codes)} failed: {', '.join(failed)}")
-    return int(bool(failed))
+        _say(f"error: {len(failed)} of {len(databases)} failed: {_cut(failed)}")
+    return int(bool(failed or action == "check" and problems))
 
 
-def _one(arguments: argparse.Namespace, path: str) -> int:
-    return _guarded(lambda: _command(arguments, path), [path], arguments.connect)
-
-
-def _in_processes(arguments: argparse.Namespace) -> list[int]:
-    """Work on several databases at a time, each in a process of its own; return their exit
-    codes. (A pool of processes hangs on some Pythons when one of them is killed.)"""
-    import multiprocessing
-    import multiprocessing.connection
-    codes: dict[str, int] = {}
-    running: dict[Any, Any] = {}  # (process, path) by what becomes ready when it ends
-    todo = arguments.db[::-1]
+def _work_on(arguments: argparse.Namespace, path: str, connect: Connect, stop: list[int],
+             listing: _Listing | None) -> _Outcome:
+    """Do with one of several databases what is asked for; report a failure in one line."""
+    report = _Report(arguments.verbose and not arguments.quiet, arguments.verbose, logged=False,
+                     target=f" to {path}", stop=stop)
     try:
-        while todo or running:
-            while todo and len(running) < arguments.jobs:
-                with _Undisturbed():
-                    path = todo.pop()
-                    process = multiprocessing.Process(target=_be_process, args=(arguments, path))
-                    process.start()
-                    running[process.sentinel] = process, path
-            for sentinel in multiprocessing.connection.wait(list(running)):
-                process, path = running.pop(sentinel)
-                process.join()
-                codes[path] = process.exitcode
-                if codes[path] < 0:
-                    _say(f"error: {path}: its process was killed by signal {-codes[path]}")
-    except KeyboardInterrupt:
-        for process, _ in running.values():
-            process.terminate()  # ends the script it is at, and puts that back
-        for process, _ in running.values():
-            process.join()
-        raise
-    return [codes[path] for path in arguments.db]
+        database = _Database(path, arguments.timeout, connect, report)
+        return _command(arguments, database, True, listing)
+    except (sqlite3.Error, OSError, ValueError) as error:
+        text = str(error) if arguments.verbose else _first_line(error)
+        report.error(text if path in text else f"{path}: {text}")
+        return _Outcome(1, "failed")
 
 
-def _be_process(arguments: argparse.Namespace, path: str) -> NoReturn:
-    """Work on one database; from here on signals are this process's own."""
-    import signal
-    _ignore_signals()
+def _in_threads(number: int, work: Callable[[], None], signals: _Signals) -> None:
+    """Let so many threads work, and wait for them all. A signal asks them to stop, and
+    interrupts nothing here until signals.let_through() is called."""
+    import threading
 
-    def act() -> int:
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
-        return _command(arguments, path)
+    def run() -> None:
+        try:
+            work()
+        except KeyboardInterrupt:
+            pass  # it was asked to stop
 
-    sys.exit(_guarded(act, [path], arguments.connect))
+    # Python 3.9 to 3.12 take a thread for ended if an exception interrupts a join() with it.
+    # The process would then exit while the thread is at work.
+    signals.hold_back()
+    threads = [threading.Thread(target=run) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)  # in turns: on Windows a signal comes in between
 
 
-def _guarded(act: Callable[[], int], databases: list[str], connect: Connect) -> int:
-    """Return the exit code that `act` does, or that of one message for what is refused,
-    fails, or is interrupted by a signal."""
-    import signal
-    came: list[int] = []
+def _describe_shared_problems(databases: list[str], connect: Connect, listing: _Listing,
+                              suspects: set[str]) -> list[str]:
+    """Report what is wrong with the migrations directory of several databases. `suspects` are
+    scripts that never ran on one of them, and need other numbers."""
+    ran: dict[str, list[str]] = {}
+    newest = 0
+    for path in databases if suspects or listing.twins else ():
+        try:
+            version, states = _Database(path, connect=connect).read(
+                lambda connection, version: _read_states(
+                    connection, version, listing, "", thorough=True))
+        except (sqlite3.Error, OSError):
+            continue  # this is reported when the database is worked on
+        newest = max(newest, version)
+        for _, name, state, *_ in states:
+            if state in ("applied", "edited"):
+                ran.setdefault(name, []).append(path)
+    new_names = _give_numbers(suspects, ran, listing, newest)
+    texts = _describe_twins(listing, ran, new_names)
+    alone = sorted(suspects.difference(*listing.twins.values()))
+    texts += [f"{name}: applied to {_cut(ran[name])}, but not to all of these databases. Give it "
+              "a number above the latest, and change it to do nothing if already applied."
+              for name in alone if name in ran]
+    free = [name for name in alone if name not in ran]
+    if free:
+        texts.append(f"{_cut(free)}: applied to none of these databases. The next free number"
+                     f"{_move_commands(free, new_names, listing.folder)}")
+    return texts + ([_describe_ignored(listing)] if listing.ignored else [])
 
-    def interrupt(number: int, frame: object) -> None:
-        came.append(number)
-        if len(came) == 1:  # further ones do not disturb the putting back that follows
+
+# -------------------------------------------------------------- the program
+
+
+class _Signals:
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a KeyboardInterrupt. Later ones, and all
+    after the decision, disturb nothing. The handlers of before come back in the end."""
+
+    def __init__(self) -> None:
+        self.came: list[int] = []  # not empty when the work is to stop
+        self._held_back = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        import signal
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is None or name == "SIGHUP" and (
+                    signal.getsignal(number) != signal.SIG_DFL):
+                continue  # there is none on Windows, and nohup ignores it
+            try:
+                self._before[number] = signal.signal(number, self._handle)
+            except ValueError:
+                break  # not in the main thread: signals are somebody else's
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        import signal
+        self.hold_back()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.came.append(number)
+        if len(self.came) == 1 and not self._held_back:
             raise KeyboardInterrupt
 
-    before: dict[signal.Signals, Any] = {}
-    try:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            before[each] = signal.signal(each, interrupt)
-    except ValueError:
-        pass  # not in the main thread: signals are somebody else's
-    try:
-        return act()
-    except SystemExit as error:
-        return int(error.code or 0)
-    except (sqlite3.Error, OSError, ValueError) as error:
-        _say(f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        _say(f"interrupted: {_standing(databases, connect)} Run this again to go on.")
-        return 128 + (came or [signal.SIGINT])[0]
-    finally:
-        came.append(0)  # too late to interrupt anything
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    def hold_back(self) -> None:
+        """From here on, a signal is noted in `came`, and interrupts nothing."""
+        self._held_back = True
+
+    def let_through(self) -> None:
+        """Raise KeyboardInterrupt if a signal has come, or when the first one comes."""
+        self._held_back = False
+        if self.came:
+            raise KeyboardInterrupt
 
 
 def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -> int:
-    """Run the command line; return its exit code: 0 done, 1 refused or failed, 2 usage,
-    130 interrupted, 143 terminated.
+    """Run the command line; return its exit code: 0 done, 1 refused or
+    failed, 2 wrong usage, 130 interrupted, 143 terminated.
 
     Args:
-        argv: the arguments, without the program's name; None for those of the process.
-        connect: a program that passes its own is the command line for databases that
+        argv: the arguments, without the program's name; None for those of
+            the process.
+        connect: for a program that is the command line of databases that
             need an extension or a key.
     """
     databases: list[str] = []
-
-    def act() -> int:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
-        parser = _parser()
-        arguments = parser.parse_args(argv)
-        arguments.connect = connect
-        if arguments.json and arguments.action != "status":
-            parser.error("--json goes with --status")
-        _configure(arguments)
-        if arguments.new is not None:
-            print(new_migration(arguments.migrations, arguments.new))
-            return 0
-        databases.extend(arguments.db)
-        if arguments.restore is not None and len(databases) > 1:
-            parser.error("--restore goes with one database")
-        return _command(arguments, *databases) if len(databases) == 1 else _several(arguments)
-
-    return _guarded(act, databases, connect)
+    with _Signals() as signals:
+        try:
+            try:
+                code = _main(argv, connect, databases, signals)
+            except SystemExit as error:
+                code = int(error.code or 0)
+            except (sqlite3.Error, OSError, ValueError) as error:
+                signals.hold_back()
+                _say(f"error: {error}")
+                code = 1
+            signals.hold_back()
+        except KeyboardInterrupt:
+            standing = "--status tells where each database stands." if len(databases) != 1 else (
+                _Database(databases[0], 0.3, connect).standing())
+            _say(f"interrupted: {standing} Run this again to go on.")
+            code = 128 + (signals.came or [2])[0]
+    return code
 
 
-def _standing(databases: list[str], connect: Connect) -> str:
-    """Return what to say after an interrupt of where the databases stand."""
-    if len(databases) != 1:
-        return "--status tells where a database stands."
-    database = _Database(databases[0], 0.3, connect)
-    try:
-        state = f"{database.given} is at version {database.look()[0]}"
-    except (sqlite3.Error, OSError) as error:
-        reason = database.reason(error.__cause__ or error)
-        return f"the version of {database.given} cannot be read now ({reason})."
-    if database.snapshot.exists():
-        state += ", with a script not settled, which the next run puts right before anything else"
-    return f"{state}."
+def _main(argv: list[str] | None, connect: Connect, databases: list[str],
+          signals: _Signals) -> int:
+    """Do what the command line asks for; return the exit code. Append to `databases` those that
+    it names, for the message of an interrupt."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
+    arguments, named = _parse_arguments(argv)
+    report = _Report(not arguments.quiet, arguments.verbose, logged=False, stop=signals.came)
+    if arguments.new is not None:
+        typed = arguments.schema  # with that of the config, a script may be meant to be empty
+        schema = arguments.schema_of_config or None if typed is None else typed
+        _say(_write_next_script(arguments.migrations, arguments.new, schema,
+                                _read_answers(arguments), connect, report,
+                                may_be_empty=typed is None), result=True)
+        return 0
+    if arguments.squash is not None:
+        _squash(arguments.migrations, arguments.squash, connect, report)
+        return 0
+    if arguments.action == "print-schema":
+        if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # as schema.sql is read
+        _say(get_schema(arguments.migrations, to=arguments.to, connect=connect), "", result=True)
+        return 0
+    if arguments.schema is not None:
+        path = arguments.schema
+        diff = _verify_schema_file(arguments.migrations, path, connect)
+        return _show_difference(
+            diff, path, "is not the schema of the scripts. Write the script that leads to it with "
+            f"--new WORDS --schema {path}, or write {path} anew with --print-schema.", report)
+    databases += named
+    if len(databases) > 1:
+        return _several(arguments, databases, connect, signals)
+    database = _Database(databases[0], arguments.timeout, connect, report)
+    return _command(arguments, database).code
 
 
 def _program() -> int:
     """Be the program of this process: no signal changes its exit code while Python ends."""
-    _ignore_signals()  # after main(), which has handlers of its own
-    while os.open(os.devnull, os.O_RDWR) < 2:
-        pass  # a stream is closed: no file of ours is to be taken for it
-    return main()
-
-
-def _ignore_signals() -> None:
     import signal
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM):  # main() has other handlers
         signal.signal(number, signal.SIG_IGN)
+    while os.open(os.devnull, os.O_RDWR) < 2:
+        pass  # a stream is closed: no file of ours must be taken for it
+    return main()
 
 
 if __name__ == "__main__":
