@@ -642,7 +642,8 @@ class _Run:
                 break
             run_next = _run_on_copy if self.plan(pending[0]).on_copy else _run_batch
             try:
-                self._note(run_next(self, pending))
+                with _HeadJournalMode(self, pending[0]):
+                    self._note(run_next(self, pending))
             except _Moved as moved:
                 self.version = moved.version
                 if 0 < self.version < listing.squashed:
@@ -713,16 +714,17 @@ class _Run:
     def broken_before(self, connection: sqlite3.Connection) -> list[str]:
         """Return the names of what did not work any more before this run, if no run has been
         recorded yet: --check does not count these against the scripts."""
-        if connection.execute(HAS_HISTORY).fetchall() or not self.objects_before:
+        objects = self.objects_before or []
+        if not _has_what_can_break(objects) or connection.execute(HAS_HISTORY).fetchall():
             return []
-        with _closing(_empty_copy(self.objects_before)) as scratch:
-            return list(_broken_objects(scratch, self.objects_before))
+        with _closing(_empty_copy(objects)) as scratch:
+            return list(_broken_objects(scratch, objects))
 
     def _warn_of_broken(self) -> None:
         """Warn about triggers, views and foreign keys that the run broke. That is known only at
         its end, because a later script may have fixed what an earlier one broke."""
         ran = [(applied.script.name, applied.changes) for applied in self.applied
-               if applied.changes is None or applied.changes.can_break()]
+               if applied.changes is None or applied.changes.can_break]
         if not ran:
             return
         try:
@@ -730,7 +732,8 @@ class _Run:
                 connection, self.objects_before or []), unenforced=True)[1]
         except (sqlite3.Error, OSError) as error:  # all is applied: that is no failure
             reason = _reason(error.__cause__ or error, self.database.name, self.database.errors)
-            self.database.report.warn(f"what the run may have broken could not be checked: {reason}")
+            self.database.report.warn("what the run may have broken could not be checked: "
+                                      + reason)
             return
         for name, (reason, sql) in found.items():
             self.broken.append(_describe_broken(
@@ -772,7 +775,6 @@ class _Batch:
         self._run = run
         self._database = run.database
         self._connection = connection
-        self._journal_mode = _journal_mode(connection)
         self._authorizer = _Authorizer()
         self._references = _References(connection, run.measures)
         self._done: list[_Applied] = []
@@ -837,7 +839,8 @@ class _Batch:
         connection.execute("ROLLBACK")
         self._authorizer.begin_head()
         for line, statement in header.pragmas:
-            _execute(self._database, connection, script, line, statement)
+            if _parse_pragma(statement)[0] != "journal_mode":  # see _HeadJournalMode
+                _execute(self._database, connection, script, line, statement)
         self._authorizer.end_script()
         self._database.begin(connection)
         self._run.check_version(connection)
@@ -890,28 +893,70 @@ class _Batch:
         return failure
 
     def _roll_back(self) -> None:
-        """Roll back, also what a PRAGMA before the transaction did to the file."""
+        """Roll back."""
         connection = self._connection
         connection.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
         connection.set_progress_handler(None, 0)  # a second signal must not disturb this
         try:
             if connection.in_transaction:  # else SQLite has rolled back already
                 connection.execute("ROLLBACK")
-            if _read_version(connection, self._database.name) == self._run.version:
-                _try_journal_mode(self._database, connection, self._journal_mode)
         except self._database.errors as error:  # the first one is to be told; closing rolls back
             if _is_interrupt(error):
                 raise KeyboardInterrupt from None
 
 
-def _try_journal_mode(database: _Database, connection: sqlite3.Connection, mode: str) -> None:
-    """Set the journal mode of the database, if nobody uses it at this moment."""
-    try:
-        if _journal_mode(connection) != mode:
-            _journal_mode(connection, mode)
-    except database.errors as error:
-        if _is_interrupt(error):
-            raise KeyboardInterrupt from None
+class _HeadJournalMode:
+    """Give the database the journal mode that an SQL script begins with, before the script
+    runs, and take that back if the script fails. No transaction can hold this change."""
+
+    def __init__(self, run: _Run, script: _Script) -> None:
+        self._run = run
+        self._wanted = "" if isinstance(run.database, _MemoryDatabase) else (
+            _head_journal_mode(script))
+        self._before = ""  # if it was changed
+
+    def __enter__(self) -> None:
+        if self._wanted:
+            before = self._change(self._wanted)
+            if (before == "wal") != (self._wanted == "wal"):  # others are those of a connection
+                self._before = before
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error and self._before and not isinstance(error, _Moved):
+            try:
+                self._change(self._before, patiently=False)
+            except self._run.database.errors + (_Moved,):
+                pass  # the error of the script is the one to tell
+
+    def _change(self, mode: str, patiently: bool = True) -> str:
+        """Set a journal mode, if the database is where this run left it; return the mode of
+        before. Each try has a new connection, because one that has read a database in WAL mode
+        keeps a lock until it is closed, by which two starters would keep each other out.
+        """
+        database, wait = self._run.database, _Wait(self._run.database)
+        while True:
+            try:
+                with _closing(database.open()) as connection:
+                    self._run.check_version(connection)
+                    before = _journal_mode(connection)
+                    if before != mode:
+                        _journal_mode(connection, mode)
+                    return before
+            except database.errors as error:
+                if isinstance(error, MigrationError) or not _is_locked(error) or not patiently:
+                    raise
+            wait.check()
+            time.sleep(POLL_SECONDS * (0.5 + os.urandom(1)[0] / 256))  # not in step with others
+
+
+def _head_journal_mode(script: _Script) -> str:
+    """Return the journal mode that an SQL script begins with, "" if it sets none."""
+    if not script.is_sql:
+        return ""
+    header = _read_header(script, next(_Reading(script).blocks(), (1, ""))[1])
+    modes = [value for pragma, value in (_parse_pragma(text) for _, text in header.pragmas)
+             if pragma == "journal_mode" and value and value not in WEAK_JOURNALS]
+    return modes[-1] if modes else ""
 
 
 def _set_version(connection: sqlite3.Connection, version: int) -> None:
@@ -1012,8 +1057,11 @@ class _Authorizer:
             effects.stateful = True
         elif action in CREATING:
             changes.made.add(name)
+            if action in (sqlite3.SQLITE_CREATE_VIEW, sqlite3.SQLITE_CREATE_TRIGGER):
+                changes.note_break()
         elif action in DROPPING:
             changes.dropped.add(name)
+            changes.note_break()
         elif action == sqlite3.SQLITE_CREATE_INDEX:
             changes.changed.add(_fold(second or ""))
         elif action == sqlite3.SQLITE_DROP_INDEX:
@@ -1022,8 +1070,10 @@ class _Authorizer:
         elif action == sqlite3.SQLITE_ALTER_TABLE:
             changes.made.add(_fold(second or ""))
             changes.changed.add(_fold(second or ""))
+            changes.note_break()
         elif action == sqlite3.SQLITE_FUNCTION and second == "sqlite_rename_table":
             changes.everything = True  # ALTER TABLE calls that, on all that may name the table
+            changes.note_break()
         return sqlite3.SQLITE_OK
 
     def _change(self, effects: _Effects, table: str, schema: str | None) -> int:
@@ -1060,6 +1110,7 @@ class _Authorizer:
                 value.isdecimal() and int(value) > 0)
         elif name == "writable_schema":
             effects.changes.everything = True
+            effects.changes.note_break()
         elif name in ("synchronous", "query_only", "count_changes") and value:
             return sqlite3.SQLITE_IGNORE  # would fail, or stop us; matters to this connection only
         elif (name == "wal_checkpoint" or name == "journal_mode" and value
@@ -1148,36 +1199,21 @@ def _run_on_copy(run: _Run, pending: list[_Script]) -> list[_Applied]:
         run.show_progress_of(lambda: f"{script.name}: writing {database.name}")
         return script.version
 
-    mode = _leave_wal(run, header)
     try:
         copy.replace_database(work)
+    except _CopyRejected as error:
+        raise _ScriptFailed(script, str(error), remedy=error.remedy) from None
+    except _LockedError as error:
+        if not done:
+            raise
+        raise _ScriptFailed(script, f"its work was discarded, because {error.who}",
+                            remedy=error.remedy) from None
     except BaseException as error:
-        if mode:
-            with _closing(database.open()) as connection:
-                _try_journal_mode(database, connection, mode)
-        if isinstance(error, _CopyRejected):
-            raise _ScriptFailed(script, str(error), remedy=error.remedy) from None
-        if isinstance(error, _LockedError) and done:
-            raise _ScriptFailed(script, f"its work was discarded, because {error.who}",
-                                remedy=error.remedy) from None
         raise _to_failure(database, script, error) from None
     if modes and modes[-1] != "wal" and _journal_mode_of(database) == "wal":
         database.report.warn(f"{database.name} stays in WAL mode after {script.name}. Leave WAL "
                              "mode at the head of an SQL script")
     return done
-
-
-def _leave_wal(run: _Run, header: _Header) -> str:
-    """Leave WAL mode if a script that runs on a copy begins with that, because a copy does not
-    carry it over. Return "wal" if the database was in WAL mode, else ""."""
-    modes = [_parse_pragma(statement)[1] for _, statement in header.pragmas
-             if _parse_pragma(statement)[0] == "journal_mode"]
-    if not modes or modes[-1] == "wal" or _journal_mode_of(run.database) != "wal":
-        return ""
-    with _closing(run.database.open()) as connection:
-        run.check_version(connection)
-        run.database.execute_patiently(connection, f"PRAGMA journal_mode = {modes[-1]}")
-    return "wal"
 
 
 _WORKS_ON_COPY = ("A script has to work on the database that is its first argument, which is a "
@@ -1520,10 +1556,12 @@ class _Changes:
         self.made: set[str] = set()  # tables, views and triggers that it created or altered
         self.dropped: set[str] = set()  # tables, views and triggers
         self.everything = False  # it renamed a table, or wrote the schema by hand
+        self.can_break = False  # a trigger, a view or a foreign key may not work any more
 
-    def can_break(self) -> bool:
-        """Return whether a trigger, a view or a foreign key may not work any more."""
-        return bool(self.everything or self.made or self.dropped)
+    def note_break(self) -> None:
+        """Note that a trigger, a view or a foreign key was made, or something that it needs was
+        altered or dropped. New tables alone, and rows, can break none."""
+        self.can_break = True
 
 
 class _Unmeasured(Exception):
@@ -1571,6 +1609,8 @@ class _References:
         """Return the tables whose foreign keys a script can have broken."""
         if self._parents is None or changes.everything:
             self._parents = _parents(self._connection)
+            if self._parents:
+                changes.note_break()
         else:
             for table in changes.made | changes.dropped:
                 self._parents.pop(table, None)
@@ -1578,6 +1618,7 @@ class _References:
                     f"PRAGMA main.foreign_key_list({_quoted(table)})").fetchall()}
                 if parents:
                     self._parents[table] = parents
+                    changes.note_break()
         touched = changes.changed | changes.made | changes.dropped
         return [child for child, parents in self._parents.items() if changes.everything
                 or child in touched or not parents.isdisjoint(touched)]
@@ -1768,6 +1809,12 @@ OF_THE_APPLICATION = (
     "no such function", "no such collation sequence", "no such module", "no such tokenizer",
     "wrong number of arguments to function", "unsafe use of", "not authorized",
     "is prohibited", "vtable constructor failed")
+
+
+def _has_what_can_break(objects: list[Any]) -> bool:
+    """Return whether there is a trigger, a view or a foreign key in a schema."""
+    return any(kind in ("view", "trigger") or "references" in sql.lower()
+               for kind, *_, sql in objects)
 
 
 def _newly_broken(connection: sqlite3.Connection, before: list[Any],
@@ -2572,8 +2619,7 @@ def _record(connection: sqlite3.Connection, version: int, done: list[_Applied],
         "SELECT 1 FROM main._migration_history WHERE version = ?", (version,)).fetchall()
     if broken or version and not is_recorded:
         rows.insert(0, (version, "", "\n".join(broken), _utc()))  # it was set by hand
-    for row in rows:
-        connection.execute(INSERT_HISTORY, row).fetchall()
+    connection.executemany(INSERT_HISTORY, rows)
 
 
 def _forget(connection: sqlite3.Connection, version: int, db: str) -> None:
@@ -3221,6 +3267,7 @@ def _restore(database: _Database, backup: str) -> int:
             copy = database.working_copy("restore", lambda: None)
 
             def work(reader: sqlite3.Connection) -> int:
+                copy.remove_leftovers()
                 if not _is_empty(reader):
                     kept = database.back_up(".before-restore")
                     database.report.result(f"What {database.name} held is kept in {kept}")
@@ -3262,16 +3309,23 @@ def _make_writable_again(database: _Database) -> None:
 
 
 def _leave_wal_for(database: _Database, source: _Database) -> None:
-    """Let the database leave WAL mode if the backup is not in it, or has another page size,
-    which SQLite does not change in WAL mode."""
-    with _closing(database.open()) as old, _closing(source.open()) as new:
-        if database.retry_while_locked(lambda: _journal_mode(old)) != "wal":
+    """Leave WAL mode if the backup is not in it, or has another page size, which SQLite does
+    not change in WAL mode."""
+    with _closing(source.open()) as backup:
+        mode = _journal_mode(backup)
+        size = backup.execute("PRAGMA page_size").fetchall()
+    with _closing(database.open()) as connection:
+        if database.retry_while_locked(lambda: _journal_mode(connection)) != "wal":
             return
-        sizes = {c.execute("PRAGMA page_size").fetchall()[0][0] for c in (old, new)}
-        if len(sizes) > 1:
-            database.retry_while_locked(lambda: _journal_mode(old, "DELETE"))
-        elif _journal_mode(new) != "wal":
-            _try_journal_mode(database, old, "delete")
+        must = connection.execute("PRAGMA page_size").fetchall() != size
+        try:
+            if must:
+                database.retry_while_locked(lambda: _journal_mode(connection, "DELETE"))
+            elif mode != "wal":
+                _journal_mode(connection, "DELETE")
+        except database.errors:
+            if must:
+                raise
 
 
 def _prove_sound(source: _Database) -> int:
@@ -3476,7 +3530,10 @@ def _start(started: list[subprocess.Popen[bytes]], command: list[str], **options
             finished.set()
 
     try:
-        threading.Thread(target=start, daemon=True).start()
+        try:
+            threading.Thread(target=start, daemon=True).start()
+        except RuntimeError as error:  # a limit on the number of processes
+            raise OSError(errno.EAGAIN, str(error)) from None
         wanted.append(True)  # an interrupt before this line starts nothing
         go.set()
         finished.wait()
@@ -5351,7 +5408,7 @@ def _say(text: str, end: str = "\n", *, result: bool = False) -> None:
     file = sys.stdout if result else sys.stderr  # None if it was closed
     try:
         if file:
-            print(text, end=end, file=file, flush=True)
+            print(text + end, end="", file=file, flush=True)  # at once: threads write too
     except (OSError, ValueError):
         pass  # nobody reads it: no reason for a migration to fail
 
