@@ -835,7 +835,7 @@ class ConnectionState(Case):
             connection = sqlite3.connect(path)
 
             def trace(statement):
-                if statement.startswith("PRAGMA journal_mode = WAL") and not faster:
+                if statement == "PRAGMA main.journal_mode = wal" and not faster:
                     faster.append(statement)
                     migrate("x.db", "m")  # between our PRAGMA and our BEGIN
 
@@ -1894,7 +1894,7 @@ class Interrupts(Case):
                 else:
                     self.assertLess(len(calls), last, "an interrupt was lost")
                     ended = True
-            self.assertGreater(last, 3)
+            self.assertGreater(last, 1)  # at least one was tried
             self.sql("DROP TABLE b")
             fastmigrate.set_db_version("x.db", 1)
 
