@@ -284,8 +284,7 @@ def build_db(migrations_dir: StrPath, path: StrPath | None = None, *, to: int | 
         with _MemoryDatabase(connect) as memory:
             memory.replay(migrations_dir, to)
             connection = connect(":memory:")  # with the settings that it gives
-            with _closing(memory.connection):
-                memory.connection.backup(connection)
+            memory.connection.backup(connection)
             return connection
     database = _Database(path, connect=connect)
     if not database.is_missing():
@@ -552,7 +551,7 @@ class _Run:
                  backup: bool = False, listing: _Listing | None = None) -> None:
         self.database = database
         self.folder = os.fsdecode(migrations_dir)
-        self.to = MAX_VERSION if to is None else to
+        self.to = sys.maxsize if to is None else to
         self.version = 0  # where the database stands
         self.applied: list[_Applied] = []
         self.never_run: list[str] = []  # scripts that need other numbers
@@ -571,7 +570,7 @@ class _Run:
         """
         database, report = self.database, self.database.report
         with database.explained(changes=True):
-            listing = self._listing or self._scan()
+            listing = self._listing or _scan_for(database, self.folder)
             if not self._look(listing):
                 up_to_date = "up to date " if self.version <= listing.latest else ""
                 report.result(f"{database.name} is {up_to_date}at version {self.version}")
@@ -583,15 +582,6 @@ class _Run:
             report.result(f"{database.name} is at version {self.version}, "
                           f"{_plural(len(self.applied), 'migration')} applied")
             return self.applied
-
-    def _scan(self) -> _Listing:
-        """List the migrations directory. If there is none, what is wrong with the database is
-        the first thing to say: a database to be enrolled may have no scripts yet."""
-        try:
-            return _scan(self.folder)
-        except FileNotFoundError:
-            self.database.read()
-            raise
 
     def _look(self, listing: _Listing) -> bool:
         """Return True if a script is pending. Warn about scripts that are not what was applied,
@@ -687,7 +677,7 @@ class _Run:
         """Note the schema, and make the backup that was asked for, when the write lock is held
         for the first time: of many processes that start at once, only one makes a backup."""
         if self.objects_before is None:
-            self.objects_before = _read_objects(connection)
+            self.objects_before = connection.execute(SELECT_OBJECTS).fetchall()
         if self._backup_wanted:
             self.database.report.result(f"Backup: {self.database.back_up()}")
             self._backup_wanted = False
@@ -1399,8 +1389,10 @@ class _WorkingCopy:
                 self._pin(gate, version)
 
             gate.backup(target, pages=GATE_STEP, progress=step, sleep=POLL_SECONDS)
-        # The whole database is in the log now; without this it would stay there twice.
-        target.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        try:  # the whole database is in the log now, and would stay there beside the file
+            target.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except database.errors:
+            pass  # all is committed: no reason to fail
 
     def _create(self) -> None:
         """Create the empty, private file that becomes the copy."""
@@ -2325,6 +2317,16 @@ def _look_like_scripts(others: list[str], alone: bool) -> list[str]:
     return sorted(found)
 
 
+def _scan_for(database: _Database, folder: str) -> _Listing:
+    """List the migrations directory of a database. If there is none, what is wrong with the
+    database is the first thing to say: one that is to be enrolled may have no scripts yet."""
+    try:
+        return _scan(folder)
+    except FileNotFoundError:
+        database.read()
+        raise
+
+
 def _scripts(migrations_dir: StrPath) -> dict[int, str]:
     """Return the names of the scripts by number. Raises ValueError if two have one number."""
     listing = _scan(migrations_dir)
@@ -2667,7 +2669,7 @@ def _status(database: _Database, folder: str, listing: _Listing | None = None,
             several: bool = False) -> dict[str, Any]:
     """Return what status() returns. With a listing of the directory, the caller has reported
     what is wrong with that."""
-    found = listing or _scan(folder)
+    found = listing or _scan_for(database, folder)
 
     def read(connection: sqlite3.Connection, version: int) -> tuple[Any, ...]:
         return (_read_states(connection, version, found, database.name, thorough=True),
@@ -2753,7 +2755,7 @@ class _Database:
         connection.isolation_level = None
         connection.row_factory = None
         connection.text_factory = str
-        for pragma in ("busy_timeout = 100", "locking_mode = NORMAL",
+        for pragma in ("busy_timeout = 100", "locking_mode = NORMAL", "count_changes = OFF",
                        f"synchronous = {'FULL' if self._durable else 'OFF'}"):
             connection.execute(f"PRAGMA {pragma}").fetchall()
         opened: sqlite3.Connection = connection
@@ -3097,6 +3099,7 @@ class _MemoryDatabase(_Database):
         return self
 
     def __exit__(self, *details: object) -> None:
+        self.connection.close()
         if self._folder:
             self._folder.cleanup()
 
@@ -3235,9 +3238,11 @@ def _read_version(connection: sqlite3.Connection, name: str) -> int:
     if len(rows) == 1 and rows[0][0] == 1 and type(rows[0][1]) is int and rows[0][1] >= 0:
         return int(rows[0][1])
     held = ", ".join(repr(row) for row in rows) or "no row"
-    raise MigrationError(
-        f"{name} has a damaged table _meta: it must hold one row, (1, version), and holds "
-        f"{held}. Set the version with set_db_version() or --set-version if you know it.")
+    can_be_set = not rows or len(rows) == 1 and rows[0][0] == 1
+    remedy = ("Set the version with set_db_version() or --set-version if you know it."
+              if can_be_set else "Delete its other rows, or rename it if it is not fastmigrate's.")
+    raise MigrationError(f"{name} has a damaged table _meta: it must hold one row, (1, version), "
+                         f"and holds {held}. {remedy}")
 
 
 # -------------------------------------------------------------- restoring
@@ -3251,10 +3256,13 @@ def _restore(database: _Database, backup: str) -> int:
     source = _Database(backup, database.timeout, database.connect, database.report)
     if not os.path.exists(source.path):
         raise FileNotFoundError(f"there is no backup {backup}. Nothing was changed.")
+    if os.path.isdir(source.path):
+        raise MigrationError(f"{backup} is a directory, not a backup. Nothing was changed. Name "
+                             "the file of a backup.")
     if os.path.exists(database.path) and os.path.samefile(source.path, database.path):
         raise MigrationError(f"{backup} is the database itself. Nothing was changed. Name a "
                              "backup of it.")
-    version = _prove_sound(source)
+    version, kept = _prove_sound(source), list[str]()
     with database.explained(changes=True):
         created = not os.path.exists(database.path)
         try:
@@ -3269,17 +3277,22 @@ def _restore(database: _Database, backup: str) -> int:
             def work(reader: sqlite3.Connection) -> int:
                 copy.remove_leftovers()
                 if not _is_empty(reader):
-                    kept = database.back_up(".before-restore")
-                    database.report.result(f"What {database.name} held is kept in {kept}")
+                    kept.append(database.back_up(".before-restore"))
                 with _closing(source.open()) as backed_up:
                     copy.fill_from(backed_up)
                 return version
 
             copy.replace_database(work)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, _LockedError):  # it is certain that nothing was replaced
+                _remove(*map(os.path.abspath, kept))
+                kept.clear()
             if created and database.is_missing():
                 _remove_database(database.path)
             raise
+        finally:
+            for path in kept:
+                database.report.result(f"What {database.name} held is kept in {path}")
         return version
 
 
@@ -5961,7 +5974,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.came: list[int] = []  # not empty when the work is to stop
-        self._held_back = False
+        self._held_back = True  # until it is known where a KeyboardInterrupt is caught
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
@@ -6013,6 +6026,7 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
     with _Signals() as signals:
         try:
             try:
+                signals.let_through()
                 code = _main(argv, connect, databases, signals)
             except SystemExit as error:
                 code = int(error.code or 0)
