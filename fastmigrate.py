@@ -476,6 +476,7 @@ def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
     Raises: MigrationError also if a reference would dangle.
     """
     database = _Database(db_path, connect=connect)
+    database.must_exist()
     with database.explained(), database.writing() as connection:
         before = _read_dangling(connection, _parents(connection))
         for statement in _recreate(connection, table_name, new_column_defs,
@@ -551,6 +552,9 @@ class _Run:
                  backup: bool = False, listing: _Listing | None = None) -> None:
         self.database = database
         self.folder = os.fsdecode(migrations_dir)
+        if to is not None and (isinstance(to, bool) or not isinstance(to, int) or to < 0):
+            raise MigrationError(f"to={to!r} is not a version. Nothing was changed. Give a number "
+                                 f"from 0 to {MAX_VERSION}.")
         self.to = sys.maxsize if to is None else to
         self.version = 0  # where the database stands
         self.applied: list[_Applied] = []
@@ -1252,7 +1256,8 @@ def _read_version_of_copy(database: _Database, script: _Script, connection: sqli
         raise _ScriptFailed(script, f"a process that it started still holds {given}",
                             remedy="Let it wait for the processes that it starts") from None
     except MigrationError as error:
-        raise _ScriptFailed(script, f"it has spoilt the version: {error}") from None
+        what = str(error).split(". ")[0]  # the rest is advice for a database, not for a copy
+        raise _ScriptFailed(script, f"it has spoilt the version: {what}") from None
     except database.errors as error:
         if str(error).startswith(("no such", "unknown function")):
             return version  # the application knows it; the scripts are run without
@@ -1946,18 +1951,21 @@ def _describe_broken(name: str, reason: str, where: str) -> str:
 
 
 def _blame(name: str, reason: str, sql: str, ran: list[tuple[str, _Changes | None]]) -> str:
-    """Return which script broke something: the last one that created, altered or dropped
-    what the reason names, or else what the SQL of the broken thing names.
+    """Return which script broke something: the last one that dropped, or else created or
+    altered, what the reason names, or else what the SQL of the broken thing names.
 
     `ran` holds the scripts of the run that can have broken something, with what they changed,
-    None if that is unknown.
+    None if that is unknown. To create is no proof if such a script ran afterwards.
     """
     import re
-    for text in (reason, f"{name} {sql}"):
-        words = set(re.findall(r"[\w$]+", _fold(text)))
-        for script, changes in reversed(ran):
-            if changes and not words.isdisjoint(changes.made | changes.dropped):
-                return script
+    for kind in ("dropped", "made"):
+        for text in (reason, f"{name} {sql}"):
+            words = set(re.findall(r"[\w$]+", _fold(text)))
+            for script, changes in reversed(ran):
+                if changes and not words.isdisjoint(getattr(changes, kind)):
+                    return script
+                if changes is None and kind == "made":
+                    break
     return ran[0][0] if len(ran) == 1 else "this run"
 
 
@@ -2514,6 +2522,15 @@ def _checksum(folder: str, name: str) -> str:
 
 # -------------------------------------------------------------- what is wrong with it
 
+def _refuse_twins_for(database: _Database, listing: _Listing) -> None:
+    """Raise MigrationError if two scripts have one number; it says which of them ran."""
+    if listing.twins:
+        version, states = database.read(lambda connection, version: _read_states(
+            connection, version, listing, database.name, thorough=True))
+        findings = _Findings(states, listing, version, database.name, False, of_directory=True)
+        raise MigrationError("\n".join(findings.refusals), version=version)
+
+
 class _Findings:
     """What is not as it should be in a migrations directory, for one database."""
 
@@ -2634,9 +2651,9 @@ def _accept_edits(database: _Database, folder: str) -> list[str]:
     """Record the applied scripts as they are now; return the names of those that were recorded
     otherwise. What never ran stays as it is."""
     accepted: list[str] = []
+    listing = _scan(folder)
+    _refuse_twins_for(database, listing)
     with database.explained(), database.writing() as connection:
-        listing = _scan(folder)
-        _refuse_twins(listing)
         version = _read_version(connection, database.name)
         connection.execute(CREATE_HISTORY)
         states = _read_states(connection, version, listing, database.name, thorough=True)
@@ -2730,6 +2747,9 @@ class _Database:
         self.path_as_given = os.fsdecode(path)
         self.name = self.path_as_given  # as messages call it
         _check_path(self.path_as_given)
+        if not isinstance(timeout, (int, float)) or not timeout >= 0:
+            raise MigrationError(f"timeout={timeout!r} is not a number of seconds. Nothing was "
+                                 "changed.")
         try:
             self.path = os.path.abspath(self.path_as_given)  # so SQLite takes it for no URI
         except FileNotFoundError:
@@ -2959,6 +2979,7 @@ class _Database:
 
     def set_version(self, version: int) -> None:
         """Set the version by hand; what lies above it is no longer recorded as applied."""
+        self.must_exist()
         with self.explained(), _closing(self.begin_writing()) as connection:
             trouble: Exception | None = None
             try:
@@ -3106,6 +3127,9 @@ class _MemoryDatabase(_Database):
     def replay(self, migrations_dir: StrPath, to: int | None = None) -> None:
         """Run the scripts up to a version."""
         _Run(self, migrations_dir, to).run()
+
+    def standing_after(self, script: _Script, version: int) -> str:
+        return "This was a trial in a scratch database: nothing was changed."
 
     def must_exist(self) -> None:
         """It does."""
@@ -5003,10 +5027,11 @@ class _Rehearsed(_Database):
 def _verify(database: _Database, folder: str) -> str:
     """Return what verify() returns."""
     with database.explained():
-        names = _scripts(folder)
+        listing = _scan(folder)
+        _refuse_twins_for(database, listing)
     version, schema = database.read(
         lambda connection, version: _schema_without_tools(database, connection))
-    _announce(database.report, folder, names, "a scratch database", to=version)
+    _announce(database.report, folder, listing.names, "a scratch database", to=version)
     with _MemoryDatabase(database.connect) as scratch:
         return _diff_from_scripts(scratch, folder, version, schema, database.name)
 
@@ -5052,7 +5077,11 @@ def _enroll(database: _Database, folder: str) -> int:
             raise MigrationError(f"{database.name} is already versioned, at version {version}. "
                                  "Nothing was changed.")
         schema = _schema_without_tools(database, connection)
-        names = _scripts(folder) if os.path.exists(folder) else {}
+        names: dict[int, str] = {}
+        if os.path.exists(folder):
+            names, listing = _scripts(folder), _scan(folder)
+            if listing.ignored:
+                database.report.warn(_describe_ignored(listing))
         if names:
             _announce(database.report, folder, names, "a scratch database")
             version = _find_version(database, schema, folder, sorted(names))
@@ -5072,9 +5101,14 @@ def _find_version(database: _Database, schema: Schema, folder: str, versions: li
     fitting = [version for version in versions if not diffs[version]]
     if not fitting:
         nearest = min(reversed(diffs.values()), key=lambda diff: diff.count("\n"))
+        squashed = _scan(folder).squashed
+        older = (f" The scripts up to {squashed} were squashed into one: if it has the schema of "
+                 "an older version, enroll and migrate it first with a release that still has the "
+                 f"scripts up to {squashed}." if squashed else "")
         raise MigrationError(f"no version has the schema of {database.name}. The nearest:\n"
-                             f"{nearest}\nNothing was changed. Write a script that leads to "
-                             "this schema, or change the database to fit, then run this again.")
+                             f"{nearest}\nNothing was changed. Write the next script so that it "
+                             "leads to this schema, or change the database to fit, then run this "
+                             f"again.{older}")
     if len(fitting) > 1:
         database.report.warn(
             f"the versions {', '.join(map(str, fitting))} all have the schema of "
@@ -5608,7 +5642,13 @@ def _parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[s
     databases = _find_databases(arguments.db)
     new, answers = arguments.new, (arguments.rename or arguments.drop or arguments.fill)
     schema = arguments.schema or arguments.schema_of_config
+    migrates = new is None and (
+        arguments.action, arguments.squash, arguments.set_version, arguments.restore) == (None,) * 4
     for broken, rule in (
+            (arguments.backup and not migrates, "--backup goes with migrating"),
+            (arguments.to is not None and not migrates
+             and arguments.action not in ("rehearse", "print-schema"),
+             "--to goes with migrating, --rehearse and --print-schema"),
             (arguments.json and arguments.action != "status", "--json goes with --status"),
             (arguments.schema is not None and new is None and arguments.action != "verify",
              "--schema goes with --new or --verify"),
@@ -6032,6 +6072,8 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
                 code = int(error.code or 0)
             except (sqlite3.Error, OSError, ValueError) as error:
                 signals.hold_back()
+                if isinstance(error, OSError) and error.filename:
+                    error = _explain(error, "", (sqlite3.Error,), "Nothing was changed.")
                 _say(f"error: {error}")
                 code = 1
             signals.hold_back()

@@ -5307,7 +5307,8 @@ error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.s
     mv m/0001-b.sql m/0002-b.sql
 """)
         self.says("""
-error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. Renumber what ran on no other database.
+error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied. Renumber what ran on no other database:
+    mv m/0001-b.sql m/0002-b.sql
 """, "--verify")
         shutil.rmtree("m")
         self.says("""
