@@ -55,7 +55,7 @@ How it works:
     applied script. It tells which are edited, late, missing, in conflict.
 
 The code comes in this order: public calls, the run, SQL scripts, working
-copies, processes, references, script files, history, the database file,
+copies, references, script files, history, the database file, processes,
 schemas, messages, the command line.
 """
 
@@ -848,7 +848,7 @@ class _Batch:
             undo = _refuse_undo(script, text, line, undo)
             singly = line >= plan.statements_from
             for number, piece in _statements(text, line) if singly else ((line, text),):
-                self._authorizer.expect_commit()
+                effects.expect_commit()
                 try:
                     connection.executescript(piece)
                 except self._database.errors as error:
@@ -869,6 +869,8 @@ class _Batch:
         connection, last = self._connection, self._done[-1].script
         _record(connection, self._run.version, self._done, self._run.broken_before(connection))
         version = _read_version(connection, self._database.name)
+        if not connection.execute(HAS_META).fetchall():
+            raise MigrationError("_meta is gone from sqlite_master")
         if version != last.version:
             raise MigrationError(f"_meta says {version}, where {last.version} was written. A "
                                  "trigger on _meta must not change that")
@@ -966,89 +968,50 @@ def _needs_autocommit(message: str) -> bool:
         and message != "database is locked")  # DETACH
 
 
-class _Effects:
-    """What a script did that matters afterwards."""
-
-    def __init__(self, enforced: bool) -> None:
-        self.needs_autocommit = False  # a statement does not fit in a transaction
-        self.denied = ""  # why a statement was denied for another reason
-        self.stateful = False  # it changed the connection
-        self.changes = _Changes()
-        self.savepoints: list[str] = []  # that are open
-        self.enforced = enforced  # foreign keys are enforced in this transaction
-        self.wants_enforced = enforced  # by the last PRAGMA foreign_keys of the script
-        self.in_transaction = False  # between a BEGIN and a COMMIT of the script
-        self.expects_commit = False  # the next COMMIT is that of executescript()
-
-
 CREATING = (sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_VTABLE, sqlite3.SQLITE_CREATE_VIEW,
             sqlite3.SQLITE_CREATE_TRIGGER)
 DROPPING = (sqlite3.SQLITE_DROP_TABLE, sqlite3.SQLITE_DROP_VTABLE, sqlite3.SQLITE_DROP_VIEW,
             sqlite3.SQLITE_DROP_TRIGGER)
 
 
-class _Authorizer:
-    """SQLite's authorizer callback. It ignores the script's own BEGIN and COMMIT, denies
-    statements that cannot run in our transaction, and records which tables the script
-    changed, for the check of foreign keys."""
+class _Effects:
+    """What a script does. SQLite asks it about each statement: it ignores the script's own
+    BEGIN and COMMIT, denies statements that cannot run in our transaction, and records what
+    matters afterwards."""
 
-    def __init__(self) -> None:
-        self._effects: _Effects | None = None  # of the script that runs
-        self._in_head = False  # the script's PRAGMAs before the transaction run
-        self._known: set[str] = set()  # tables whose next INSERT needs no thought
-
-    def callback(self) -> Callable[..., int]:
-        """Return what SQLite is to ask. SQLite asks for every statement of a long script, so
-        the usual answer comes from a plain function, which is much faster than a method."""
-        known, insert, sqlite_ok = self._known, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_OK
-        reading = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
-
-        def authorize(action: int, first: str | None, second: str | None, schema: str | None,
-                      source: str | None) -> int:
-            if (first in known and action == insert or action in reading
-                    or first == "sqlite_master"):
-                return sqlite_ok
-            return self._authorize(action, first, second, schema)
-        return authorize
-
-    def begin_head(self) -> None:
-        self._in_head = True
-
-    def begin_script(self, enforced: bool) -> _Effects:
-        """From here on, statements are those of a script; `enforced` tells whether foreign
-        keys are. Return what will hold the effects of the script."""
-        self._known.clear()
-        self._effects = _Effects(enforced)
-        return self._effects
-
-    def end_script(self) -> None:
-        self._effects = None
-        self._in_head = False
+    def __init__(self, enforced: bool, known: set[str]) -> None:
+        self.needs_autocommit = False  # a statement does not fit in a transaction
+        self.denied = ""  # why a statement was denied for another reason
+        self.stateful = False  # it changed the connection
+        self.changes = _Changes()
+        self.savepoints: list[str] = []  # that are open
+        self._enforced = enforced  # foreign keys are enforced in this transaction
+        self._wants_enforced = enforced  # by the last PRAGMA foreign_keys of the script
+        self._in_transaction = False  # between a BEGIN and a COMMIT of the script
+        self._expects_commit = False  # the next COMMIT is that of executescript()
+        self._known = known  # tables whose next INSERT needs no thought
 
     def expect_commit(self) -> None:
         """executescript() commits an open transaction before it begins: ignore that."""
-        if self._effects:
-            self._effects.expects_commit = True
+        self._expects_commit = True
 
-    def _authorize(self, action: int, first: str | None, second: str | None,
-                   schema: str | None) -> int:
-        effects = self._effects
-        if effects is None:
-            return _keep_journal(action, first, second) if self._in_head else sqlite3.SQLITE_OK
-        name, changes = _fold(first or ""), effects.changes
+    def authorize(self, action: int, first: str | None, second: str | None,
+                  schema: str | None) -> int:
+        """Return whether SQLite may do what a statement asks for."""
+        name, changes = _fold(first or ""), self.changes
         if action in (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE):
-            allowed = self._change(effects, name, schema)
+            allowed = self._change(name, schema)
             if first and schema == "main" and allowed == sqlite3.SQLITE_OK:
                 self._known.add(first)  # changed already, if it is an INSERT
             return allowed
         if action == sqlite3.SQLITE_TRANSACTION:
-            return self._transaction(effects, name)
+            return self._transaction(name)
         if action == sqlite3.SQLITE_PRAGMA:
-            return self._pragma(effects, name, _fold(second or ""))
+            return self._pragma(name, _fold(second or ""))
         if action == SQLITE_SAVEPOINT:
-            _track_savepoint(effects.savepoints, name, _fold(second or ""))
+            _track_savepoint(self.savepoints, name, _fold(second or ""))
         elif action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH):
-            effects.stateful = True
+            self.stateful = True
         elif action in CREATING:
             changes.made.add(name)
             if action in (sqlite3.SQLITE_CREATE_VIEW, sqlite3.SQLITE_CREATE_TRIGGER):
@@ -1066,52 +1029,92 @@ class _Authorizer:
             changes.changed.add(_fold(second or ""))
             changes.note_break()
         elif action == sqlite3.SQLITE_FUNCTION and second == "sqlite_rename_table":
-            changes.everything = True  # ALTER TABLE calls that, on all that may name the table
-            changes.note_break()
+            changes.note_everything()  # ALTER TABLE calls that, on all that may name the table
         return sqlite3.SQLITE_OK
 
-    def _change(self, effects: _Effects, table: str, schema: str | None) -> int:
+    def _change(self, table: str, schema: str | None) -> int:
         if table.startswith("sqlite_"):
-            effects.stateful |= table.startswith("sqlite_temp_")
+            self.stateful |= table.startswith("sqlite_temp_")
             return sqlite3.SQLITE_OK
         if schema == "main":
-            effects.changes.changed.add(table)
-        if effects.wants_enforced == effects.enforced:
+            self.changes.changed.add(table)
+        if self._wants_enforced == self._enforced:
             return sqlite3.SQLITE_OK
-        if effects.in_transaction and effects.enforced:
-            effects.denied = (
+        if self._in_transaction and self._enforced:
+            self.denied = (
                 "PRAGMA foreign_keys = OFF does nothing after BEGIN: this could delete rows of "
                 "other tables with those of its own. Move the PRAGMA before BEGIN.")
             return sqlite3.SQLITE_DENY
-        effects.needs_autocommit = True
+        self.needs_autocommit = True
         return sqlite3.SQLITE_DENY
 
-    def _transaction(self, effects: _Effects, operation: str) -> int:
+    def _transaction(self, operation: str) -> int:
         if operation == "rollback":
-            effects.needs_autocommit = True
+            self.needs_autocommit = True
             return sqlite3.SQLITE_DENY
-        if effects.expects_commit:
-            effects.expects_commit = False
+        if self._expects_commit:
+            self._expects_commit = False
         else:
-            effects.in_transaction = operation == "begin"
+            self._in_transaction = operation == "begin"
         return sqlite3.SQLITE_IGNORE
 
-    def _pragma(self, effects: _Effects, name: str, value: str) -> int:
-        effects.stateful |= bool(value)
+    def _pragma(self, name: str, value: str) -> int:
+        self.stateful |= bool(value)
         if name == "foreign_keys" and value:
             self._known.clear()
-            effects.wants_enforced = value in ("on", "yes", "true") or (
+            self._wants_enforced = value in ("on", "yes", "true") or (
                 value.isdecimal() and int(value) > 0)
         elif name == "writable_schema":
-            effects.changes.everything = True
-            effects.changes.note_break()
+            self.changes.note_everything()
         elif name in ("synchronous", "query_only", "count_changes") and value:
             return sqlite3.SQLITE_IGNORE  # would fail, or stop us; matters to this connection only
         elif (name == "wal_checkpoint" or name == "journal_mode" and value
-              and value not in WEAK_JOURNALS) and not effects.in_transaction:
-            effects.needs_autocommit = True
+              and value not in WEAK_JOURNALS) and not self._in_transaction:
+            self.needs_autocommit = True
             return sqlite3.SQLITE_DENY
         return _keep_journal(sqlite3.SQLITE_PRAGMA, name, value)
+
+
+class _Authorizer:
+    """SQLite's authorizer callback for all scripts of a batch. It asks the effects of the
+    script that runs; our own statements pass unseen."""
+
+    def __init__(self) -> None:
+        self._effects: _Effects | None = None  # of the script that runs
+        self._in_head = False  # the script's PRAGMAs before the transaction run
+        self._known: set[str] = set()  # see _Effects
+
+    def callback(self) -> Callable[..., int]:
+        """Return what SQLite is to ask. SQLite asks for every statement of a long script, so
+        the usual answer comes from a plain function, which is much faster than a method."""
+        known, insert, sqlite_ok = self._known, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_OK
+        reading = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
+
+        def authorize(action: int, first: str | None, second: str | None, schema: str | None,
+                      source: str | None) -> int:
+            if (first in known and action == insert or action in reading
+                    or first == "sqlite_master"):
+                return sqlite_ok
+            if self._effects:
+                return self._effects.authorize(action, first, second, schema)
+            return _keep_journal(action, first, second) if self._in_head else sqlite_ok
+        return authorize
+
+    def begin_head(self) -> None:
+        """From here on, statements are the PRAGMAs before a script's transaction."""
+        self._in_head = True
+
+    def begin_script(self, enforced: bool) -> _Effects:
+        """From here on, statements are those of a script; `enforced` tells whether foreign
+        keys are. Return what holds the effects of the script."""
+        self._known.clear()
+        self._effects = _Effects(enforced, self._known)
+        return self._effects
+
+    def end_script(self) -> None:
+        """From here on, statements are our own."""
+        self._effects = None
+        self._in_head = False
 
 
 def _keep_journal(action: int, first: str | None, second: str | None, *more: object) -> int:
@@ -1191,6 +1194,7 @@ def _run_on_copy(run: _Run, pending: list[_Script]) -> list[_Applied]:
         done.append(_Applied(script, checksum, time.perf_counter() - since,
                              ", the database is unchanged" if unchanged else ""))
         run.show_progress_of(lambda: f"{script.name}: writing {database.name}")
+        copy.remove_leftovers()  # the script of a killed runner can have made its copy anew
         return script.version
 
     try:
@@ -1378,6 +1382,7 @@ class _WorkingCopy:
         with _closing(self._make_gate(target)) as gate:
 
             def step(status: int, remaining: int, total: int) -> None:
+                nonlocal wait
                 if status in (SQLITE_BUSY, SQLITE_LOCKED):
                     wait.check()
                 self._tick()
@@ -1392,6 +1397,7 @@ class _WorkingCopy:
                 self._check_page_size(reader)
                 self._take_in_replacement(gate)
                 self._pin(gate, version)
+                wait = _Wait(database)  # the time of the script does not count
 
             gate.backup(target, pages=GATE_STEP, progress=step, sleep=POLL_SECONDS)
         try:  # the whole database is in the log now, and would stay there beside the file
@@ -1558,6 +1564,11 @@ class _Changes:
     def note_break(self) -> None:
         """Note that a trigger, a view or a foreign key was made, or something that it needs was
         altered or dropped. New tables alone, and rows, can break none."""
+        self.can_break = True
+
+    def note_everything(self) -> None:
+        """Note that any table may have been changed."""
+        self.everything = True
         self.can_break = True
 
 
@@ -3094,6 +3105,10 @@ def _check_path(path: str) -> None:
         "Give the path of its file, without a scheme: data/app.db")
     raise MigrationError(
         f"{path!r} is not the path of a database file. Nothing was changed. {what}")
+
+
+# With PRAGMA writable_schema a script can remove a table that its connection still knows.
+HAS_META = "SELECT 1 FROM main.sqlite_master WHERE name = '_meta'"
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
@@ -4772,11 +4787,22 @@ def _squash_place(new: str, path: str, before: str, names: dict[int, str]) -> No
     import shutil
     folder = os.path.dirname(path) or "."
     os.makedirs(before, exist_ok=True)
-    with open(new, "rb") as source, open(path, "xb") as target:
-        shutil.copyfileobj(source, target)
-    _sync(path)
-    for _, name in sorted(names.items()):
-        os.rename(os.path.join(folder, name), os.path.join(before, name))
+    try:
+        with open(new, "rb") as source, open(path, "xb") as target:
+            shutil.copyfileobj(source, target)
+        _sync(path)
+    except BaseException:
+        _remove(path)
+        if not os.listdir(before):
+            os.rmdir(before)
+        raise
+    try:
+        for _, name in sorted(names.items()):
+            os.rename(os.path.join(folder, name), os.path.join(before, name))
+    except OSError as error:
+        raise MigrationError(f"{os.fsdecode(error.filename)}: {error.strerror}. The squash "
+                             "stopped, and no script is lost. Fix this. " + _describe_squash_again(
+                                 folder, os.path.basename(path), "Then ")) from error
     _sync(before)
     _sync(folder)
 
@@ -4784,13 +4810,16 @@ def _squash_place(new: str, path: str, before: str, names: dict[int, str]) -> No
 def _squash_again(listing: _Listing, names: list[str]) -> str:
     """Return what to do about several scripts of one number if a squash that was cut off can
     have left them, "" if not."""
-    folder, name = listing.folder, f"{names[0][:4]}{SQUASHED_ENDING}"
-    if name not in names:
-        return ""
-    return (f"If a squash was cut off, move the scripts in "
-            f"{os.path.join(folder, f'before-{name[:4]}')} back to {folder}, delete "
-            f"{os.path.join(folder, name)} if it exists, and squash again; else give the newer "
-            "one another number.")
+    name = f"{names[0][:4]}{SQUASHED_ENDING}"
+    return "" if name not in names else (
+        _describe_squash_again(listing.folder, name, "If a squash was cut off, ")
+        + "; else give the newer one another number.")
+
+
+def _describe_squash_again(folder: str, name: str, start: str) -> str:
+    """Return how to undo a squash that was cut off. `name` is that of its script."""
+    return (f"{start}move the scripts in {os.path.join(folder, f'before-{name[:4]}')} back to "
+            f"{folder}, delete {os.path.join(folder, name)} if it exists, and squash again")
 
 
 def _squash_difference(built: _ScratchFile, to: int, room: str) -> str:
@@ -5076,6 +5105,7 @@ def _enroll(database: _Database, folder: str) -> int:
         else:
             raise MigrationError(f"{database.name} is already versioned, at version {version}. "
                                  "Nothing was changed.")
+        _forget(connection, MAX_VERSION, database.name)  # fails if the history is not ours
         schema = _schema_without_tools(database, connection)
         names: dict[int, str] = {}
         if os.path.exists(folder):
@@ -6107,7 +6137,9 @@ def _main(argv: list[str] | None, connect: Connect, databases: list[str],
     if arguments.action == "print-schema":
         if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
             sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # as schema.sql is read
-        _say(get_schema(arguments.migrations, to=arguments.to, connect=connect), "", result=True)
+        # Not by _say(): half a file must not pass for the whole one.
+        text = get_schema(arguments.migrations, to=arguments.to, connect=connect)
+        print(text, end="", flush=True)
         return 0
     if arguments.schema is not None:
         path = arguments.schema
