@@ -579,9 +579,13 @@ class _Run:
                 up_to_date = "up to date " if self.version <= listing.latest else ""
                 report.result(f"{database.name} is {up_to_date}at version {self.version}")
                 return []
-            self._apply([_Script(self.folder, version, name)
-                         for version, name in sorted(listing.names.items())
-                         if version <= self.to], listing)
+            scripts = [_Script(self.folder, version, name)
+                       for version, name in sorted(listing.names.items()) if version <= self.to]
+            try:
+                self._apply(scripts, listing)
+            except MigrationError:
+                self._warn_of_broken()  # of the scripts before the failed one
+                raise
             self._warn_of_broken()
             report.result(f"{database.name} is at version {self.version}, "
                           f"{_plural(len(self.applied), 'migration')} applied")
@@ -5177,8 +5181,9 @@ def _rehearse(database: _Database, folder: str, to: int | None, examples: int) -
     """Return what rehearse() returns."""
     import tempfile
     with database.explained():
-        names = _scan(folder).names
-    _announce(database.report, folder, names, f"a copy of {database.name}",
+        listing = _scan(folder)
+        _refuse_twins_for(database, listing)
+    _announce(database.report, folder, listing.names, f"a copy of {database.name}",
               database.read()[0], MAX_VERSION if to is None else to)
     with database.explained(), tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
         copy, before = _Rehearsed(database, os.path.join(room, "copy.db")), f"{room}/before.db"

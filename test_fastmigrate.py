@@ -753,7 +753,9 @@ class SqlScripts(Case):
 
     def test_a_script_that_spoils_meta_is_undone(self):
         self.create()
-        for text in ("DROP TABLE _meta;", "DELETE FROM _meta;"):
+        texts = ("DROP TABLE _meta;", "DELETE FROM _meta;",
+                 "PRAGMA writable_schema = ON; DELETE FROM sqlite_master;")
+        for text in texts:
             self.script("0001-a.sql", "CREATE TABLE a (x);" + text)
             self.refuses(self.go(), "0001-a.sql")
             self.assertEqual((self.version(), self.tables()), (0, set()))
@@ -2354,6 +2356,13 @@ class EndState(Case):
         for part in (f"after {script}, ", *parts):
             self.assertIn(part, result.err)
 
+    def test_a_run_that_fails_warns_of_what_its_other_scripts_broke(self):
+        self.script("0002-b.sql", SWAP)
+        self.script("0003-c.sql", "SELECT nope;")
+        result = self.go()
+        self.assertEqual((result.code, self.version()), (1, 2), result)
+        self.assertIn("warning: after 0002-b.sql, trigger noted does not compile", result.err)
+
     def test_a_trigger_that_follows_a_renamed_table_is_reported(self):
         self.script("0002-b.sql", SWAP)
         self.script("0003-c.sql", "CREATE TABLE c (x);")
@@ -2729,7 +2738,9 @@ class Collisions(Case):
         self.assertEqual(self.states(), {"0001-init.sql": "applied", "0002-jane.sql": "applied",
                                          "0002-rob.sql": "conflict"})
         for flag in ("--check", "--accept", "--verify", "--rehearse"):
-            self.refuses(self.go(flag), "two scripts have the number 0002")
+            self.refuses(self.go(flag), "two scripts have the number 0002",
+                         "0002-jane.sql is applied to x.db",
+                         "\n    mv m/0002-rob.sql m/0003-rob.sql\n")
         with self.assertRaisesRegex(ValueError, "two scripts have the number 0002"):
             fastmigrate.get_migration_scripts("m")
         os.rename("m/0002-rob.sql", "m/0003-rob.sql")
@@ -3826,6 +3837,17 @@ fastmigrate.squash("m", 3)
 
 
 class EnrollingSafely(Case):
+    def test_a_history_of_somebody_else_is_left_alone(self):
+        self.old("CREATE TABLE t (x); CREATE TABLE _migration_history (id, done)")
+        before = Path("x.db").read_bytes()
+        self.refuses(self.go("--enroll"), "a table _migration_history that is not fastmigrate's")
+        self.assertEqual(Path("x.db").read_bytes(), before)
+
+    def test_a_script_with_another_name_in_the_directory_is_reported(self):
+        self.old("CREATE TABLE t (x)")
+        self.script("1-a.sql", "CREATE TABLE t (x);")
+        self.assertIn("1-a.sql", self.works(self.go("--enroll")).err)
+
     def old(self, text, db="x.db"):
         """A database that no tool manages yet."""
         with contextlib.closing(sqlite3.connect(db)) as connection:
