@@ -4641,7 +4641,7 @@ class Connecting(Case):
     """Databases that only the application's own `connect` can open."""
 
     def connect(self, path):
-        options = {"autocommit": False} if sys.version_info >= (3, 12) else {}
+        options = {"autocommit": False} if hasattr(sqlite3.Connection, "autocommit") else {}
         connection = sqlite3.connect(path, **options)
         connection.create_collation("backwards", lambda a, b: (a < b) - (a > b))
         connection.row_factory = sqlite3.Row
