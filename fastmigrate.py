@@ -1591,7 +1591,9 @@ class _References:
         self._connection = connection
         self._measured = measured  # know what dangles before each script
         self._before: KeysThatDangle | None = None  # what dangled before this one, if measured
-        self._parents: dict[str, set[str]] | None = None  # of each child; None: not read yet
+        self._is_known = False  # which table refers to which
+        self._parents: dict[str, set[str]] = {}  # of each child
+        self._children: dict[str, set[str]] = {}  # of each parent
 
     def start(self) -> None:
         """A script is about to run."""
@@ -1614,26 +1616,38 @@ class _References:
         if not affected:
             return []
         before = self._before
-        self._before = _read_dangling(self._connection, self._parents or ())
+        self._before = _read_dangling(self._connection, self._parents)
         return _compare_dangling(before, self._before)
 
-    def _affected(self, changes: _Changes) -> list[str]:
+    def _affected(self, changes: _Changes) -> set[str]:
         """Return the tables whose foreign keys a script can have broken."""
-        if self._parents is None or changes.everything:
-            self._parents = _parents(self._connection)
+        if changes.everything or not self._is_known:
+            self._is_known, self._parents, self._children = True, {}, {}
+            for child, parents in _parents(self._connection).items():
+                self._refer(child, parents)
             if self._parents:
                 changes.note_break()
         else:
             for table in changes.made | changes.dropped:
-                self._parents.pop(table, None)
                 parents = {_fold(row[2]) for row in self._connection.execute(
                     f"PRAGMA main.foreign_key_list({_quoted(table)})").fetchall()}
+                self._refer(table, parents)
                 if parents:
-                    self._parents[table] = parents
                     changes.note_break()
+        if changes.everything:
+            return set(self._parents)
         touched = changes.changed | changes.made | changes.dropped
-        return [child for child, parents in self._parents.items() if changes.everything
-                or child in touched or not parents.isdisjoint(touched)]
+        return touched.intersection(self._parents).union(
+            *(self._children.get(table, ()) for table in touched))
+
+    def _refer(self, child: str, parents: set[str]) -> None:
+        """Remember which tables a table refers to now."""
+        for parent in self._parents.pop(child, ()):
+            self._children[parent].discard(child)
+        if parents:
+            self._parents[child] = parents
+        for parent in parents:
+            self._children.setdefault(parent, set()).add(child)
 
 
 def _fold(name: str) -> str:
@@ -2197,6 +2211,8 @@ def _find_end_of_statements(text: str) -> int:
 
 def _skip_blank(text: str, position: int) -> int:
     """Return the first position from this one that is not white space, comment or ;"""
+    if text[position:position + 1].isalpha():  # as in nearly every script; the rest is slow
+        return position
     import re
     skipped = re.compile(r"(?:[ \t\n\f\r;]+|--[^\n]*|/\*.*?(?:\*/|\Z))*", re.S)
     return skipped.match(text, position).end()  # type: ignore[union-attr]
@@ -2238,6 +2254,8 @@ def _undo_section(text: str, line: int, since: int = 0) -> tuple[int, bool]:
     """
     if since:
         return since, _skip_blank(text, 0) < len(text)
+    if "--" not in text:
+        return 0, False
     import re
     undo = re.compile(r"--\s*(\+(goose|migrate|micrate)\s+down|migrate:down)\b", re.I)
     if not undo.search(text):  # as in nearly every script; the rest is slow
@@ -3940,8 +3958,10 @@ def _content_table(sql: str) -> str | None:
 
 def _module(sql: str) -> str:
     """Return the module of a virtual table, "" for all else."""
+    if _fold(sql[:15]) != "create virtual ":  # as SQLite writes it
+        return ""
     texts = [text for kind, text, _ in _tokens(sql) if kind != "comment"]
-    return _fold(_bare(texts[5])) if _fold(texts[1]) == "virtual" else ""
+    return _fold(_bare(texts[5]))
 
 
 def _read_objects(connection: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
