@@ -853,18 +853,21 @@ class ConnectionState(Case):
 class Transactions(Case):
     """What a script in SQL does with the transaction that it shares with its version."""
 
-    def test_no_pragma_weakens_the_transaction(self):
+    def make_rows_that_do_not_fit_in_the_cache(self):
         self.create()
         self.script("0001-a.sql", "CREATE TABLE keep (x, pad);\nINSERT INTO keep WITH RECURSIVE "
                                   "r (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM r WHERE n < 1499)"
                                   " SELECT n, zeroblob(500) FROM r;")
         migrate("x.db", "m")
 
-        def connect(path):
-            connection = sqlite3.connect(path)
-            connection.execute("PRAGMA cache_size = 20")  # so that the file is written to soon
-            return connection
+    @staticmethod
+    def connect_with_a_small_cache(path):
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA cache_size = 20")  # so that the file is written to soon
+        return connection
 
+    def test_no_pragma_weakens_the_transaction(self):
+        self.make_rows_that_do_not_fit_in_the_cache()
         change = "UPDATE keep SET pad = randomblob(500), x = x + 100000;\nSELECT nope;\n"
         for mode in ("OFF", "MEMORY"):
             for place in ("PRAGMA journal_mode = {};\n", "pragma main.journal_mode={} ;\n",
@@ -872,20 +875,16 @@ class Transactions(Case):
                           "SELECT 1;\nPRAGMA journal_mode = {};\n",
                           "-- fastmigrate: no-transaction\nPRAGMA journal_mode = {};\n"):
                 self.script("0002-b.sql", place.format(mode) + change)
-                self.refuses(self.go(connect=connect), "no such column: nope", "still at version 1")
+                self.refuses(self.go(connect=self.connect_with_a_small_cache),
+                             "no such column: nope", "still at version 1")
                 self.is_as_it_was(place)
 
     @posix_only
     def test_a_kill_in_the_middle_of_a_script_whose_pragma_would_weaken_it_changes_nothing(self):
-        self.create()
-        self.script("0001-a.sql", "CREATE TABLE keep (x, pad);\nINSERT INTO keep WITH RECURSIVE "
-                                  "r (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM r WHERE n < 1499)"
-                                  " SELECT n, zeroblob(500) FROM r;")
-        migrate("x.db", "m")
+        self.make_rows_that_do_not_fit_in_the_cache()
 
         def connect(path):
-            connection = sqlite3.connect(path)
-            connection.execute("PRAGMA cache_size = 20")
+            connection = self.connect_with_a_small_cache(path)
             connection.create_function(
                 "kill_at", 1, lambda n: os.kill(os.getpid(), 9) if n == 1200 else n + 100_000)
             return connection
