@@ -172,7 +172,7 @@ def run_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = Fa
     """Call migrate() with the same options. Return True, or False with the
     reason logged as an error."""
     try:
-        migrate(db_path, migrations_dir, verbose=verbose, **options)
+        _migrate(db_path, migrations_dir, verbose=verbose, **options)
     except MigrationError as error:
         _log("error", str(error))
         return False
@@ -202,12 +202,18 @@ def migrate(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
 
     Raises: MigrationError also if a script fails: see its attributes.
     """
-    database = _Database(db_path, timeout, connect, _Report(verbose, verbose))
-    applied_scripts = _Run(database, migrations_dir, to, backup).run()
+    applied_scripts = _migrate(db_path, migrations_dir, to, backup, timeout, connect, verbose)
     if not applied_scripts:
         return []
-    from pathlib import Path  # which takes long to import
+    from pathlib import Path  # which takes long to import: run_migrations() does without
     return [Path(applied.script.path) for applied in applied_scripts]
+
+
+def _migrate(db_path: StrPath, migrations_dir: StrPath, to: int | None = None,
+             backup: bool = False, timeout: float = 30.0, connect: Connect = sqlite3.connect,
+             verbose: bool = False) -> list[_Applied]:
+    database = _Database(db_path, timeout, connect, _Report(verbose, verbose))
+    return _Run(database, migrations_dir, to, backup).run()
 
 
 def get_db_version(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> int:
@@ -2665,12 +2671,13 @@ def _record(connection: sqlite3.Connection, version: int, done: list[_Applied],
     connection.execute(CREATE_HISTORY)
     # Another tool may have set the version back, and left what lies above.
     connection.execute(DELETE_HISTORY, (version + 1, MAX_VERSION)).fetchall()
-    rows = [(applied.script.version, applied.script.name, applied.checksum, _utc())
+    now = _utc()
+    rows = [(applied.script.version, applied.script.name, applied.checksum, now)
             for applied in done]
     is_recorded = connection.execute(
         "SELECT 1 FROM main._migration_history WHERE version = ?", (version,)).fetchall()
     if broken or version and not is_recorded:
-        rows.insert(0, (version, "", "\n".join(broken), _utc()))  # it was set by hand
+        rows.insert(0, (version, "", "\n".join(broken), now))  # it was set by hand
     connection.executemany(INSERT_HISTORY, rows)
 
 
