@@ -2583,7 +2583,7 @@ class _Findings:
         self.never_run = [name for _, name, state, _, row in states  # they need other numbers
                           if state in ("late", "conflict") and row not in followed]
         new_names = {} if several else _give_numbers(self.never_run, ran, listing, version)
-        self.refusals = _describe_moved(moved, listing, db)  # what keeps scripts from being run
+        self.refusals = _describe_moved(moved, listing, version, db)  # of which none may run
         self.warnings = _describe_states(
             [each for each in states if each[4] not in followed and each[0] not in listing.twins],
             listing, version, db, new_names)
@@ -2618,13 +2618,17 @@ def _give_numbers(never_run: Iterable[str], ran: Container[str], listing: _Listi
     return {name: f"{number:04d}{name[4:]}" for number, name in zip(free, sorted(names))}
 
 
-def _describe_moved(moved: dict[str, State], listing: _Listing, db: str) -> list[str]:
+def _describe_moved(moved: dict[str, State], listing: _Listing, version: int,
+                    db: str) -> list[str]:
     """Report the scripts that were renumbered after they had been applied."""
     texts = []
     for name, (number, other, _, _, (old, _, _)) in moved.items():
         do = (f"restore a backup of {db} from before version {number}, or create {db} anew: "
               f"{other}, which has that number now, never ran on it." if number in listing.names
               else f"restore the old name{_move_commands([name], {name: old}, listing.folder)}")
+        if number in listing.names and number == version and len(moved) == 1:
+            do += (f" To run {other} alone: fastmigrate --set-version {number - 1}, then "
+                   f"--to {int(name[:4]) - 1}, then --set-version {int(name[:4])}.")
         texts.append(f"{name} is already applied to {db}, as {old}, so nothing is run: it would be "
                      "applied twice. If it has to run again, add a comment to it. Otherwise " + do)
     return texts
@@ -4954,9 +4958,11 @@ def _squash_refusal(connection: sqlite3.Connection, version: int, to: int, listi
     last, folder, names = listing.squashed, listing.folder, listing.names
     if version >= last or to <= version:
         return ""
-    before = os.path.join(folder, f"before-{last:04d}")
+    squashes = [os.path.join(folder, name) for name in sorted(os.listdir(folder))
+                if f"before-{version + 1:04d}" <= name <= f"before-{last:04d}"]
+    here = " and ".join(filter(os.path.isdir, squashes))
     release = f"a release that still has the scripts up to {last}" + (
-        f" (here they are in {before})" if os.path.isdir(before) else "")
+        f" (here they are in {here})" if here else "")
     tables = [name for kind, name, *_ in _read_application(connection) if kind == "table"]
     if version:
         why = f"{database} is at version {version}"
@@ -5665,7 +5671,7 @@ def _add_actions(parser: argparse.ArgumentParser) -> None:
     for flag, text in (
             ("--createdb", "create an empty database at version 0"),
             ("--status", "show the version, and the state of every script"),
-            ("--check", "exit 0 only if the database is what the scripts say"),
+            ("--check", "exit 0 only if every script is applied, and unchanged"),
             ("--verify", "compare the schema with that of the scripts"),
             ("--rehearse", "run what is pending on a copy; show what it changes"),
             ("--print-schema", "print the schema that the scripts lead to"),
@@ -5813,8 +5819,9 @@ def _command(arguments: argparse.Namespace, database: _Database, several: bool =
         return _show(found, action, arguments.json, several, report)
     if action == "verify":
         return _Outcome(_show_difference(
-            _verify(database, folder), path, "was changed by other means than its scripts. To keep "
-            "that, write a script that does it, and mark it as applied with --set-version.",
+            _verify(database, folder), path, "was changed by other means than its scripts, or one "
+            "of them was edited (--check tells). To keep a change by other means, write a script "
+            "that makes it, and mark that as applied with --set-version.",
             report), "as the scripts say")
     if action == "rehearse":
         examples = 3 if arguments.verbose else 0
@@ -5997,7 +6004,9 @@ def _several(arguments: argparse.Namespace, databases: list[str], connect: Conne
         _say(", ".join(f"{_plural(texts.count(text), 'database')} {text}"
                        for text in dict.fromkeys(texts)), result=True)
     if failed:
-        _say(f"error: {len(failed)} of {len(databases)} failed: {_cut(failed)}")
+        is_short = not arguments.verbose and "failed" in [each.text for each in outcomes.values()]
+        _say(f"error: {len(failed)} of {len(databases)} failed: {_cut(failed)}"
+             + ("; --verbose tells the whole story" if is_short else ""))
     return int(bool(failed or action == "check" and problems))
 
 

@@ -2775,6 +2775,19 @@ class Collisions(Case):
         self.works(self.go())
         self.assertEqual(self.version(), 3)
 
+    def test_a_database_that_had_the_script_that_was_renumbered_gets_the_one_that_it_lacks(self):
+        self.script("0002-jane.sql", "UPDATE init SET x = x * 2;")
+        migrate("x.db", "m")
+        before = self.sql("SELECT x FROM init")
+        os.rename("m/0002-jane.sql", "m/0003-jane.sql")
+        self.script("0002-rob.sql", "CREATE TABLE rob (x);")
+        self.refuses(self.go(), "To run 0002-rob.sql alone: fastmigrate --set-version 1, then "
+                     "--to 2, then --set-version 3.")
+        for arguments in (("--set-version", 1), ("--to", 2), ("--set-version", 3), ("--check",),
+                          ("--verify",)):
+            self.works(self.go(*arguments))
+        self.assertEqual(self.sql("SELECT x FROM init"), before)
+
     def test_of_several_databases_none_gets_a_command_for_what_ran_on_another(self):
         self.create("y.db")
         os.rename("m/0002-jane.sql", "jane.sql")
@@ -3621,6 +3634,16 @@ c.commit()
             self.assertEqual(self.version(db), 4)
             self.assertEqual(self.sql("SELECT name FROM _migration_history WHERE version = 3", db),
                              [("0003-ix.sql",)])
+
+    def test_a_database_below_several_is_shown_where_all_their_scripts_are(self):
+        self.at(2)
+        self.squash()
+        self.squash(4)
+        befores = [os.path.join("m", name) for name in ("before-0003", "before-0004")]
+        self.refuses(self.go(), "(here they are in " + " and ".join(befores) + ")")
+        for before in befores:
+            self.works(self.run_main("--db", "x.db", "--migrations", before))
+        self.works(self.go("--check"))
 
     def test_a_database_below_it_is_refused_and_left_as_it_was(self):
         self.at(2)
@@ -5376,8 +5399,9 @@ error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql, so nothing is
 """)
         self.script("0003-rob.sql", "SELECT 4;")
         self.says("""
-error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql, so nothing is run: it would be applied twice. If it has to run again, add a comment to it. Otherwise restore a backup of x.db from before version 3, or create x.db anew: 0003-rob.sql, which has that number now, never ran on it.
+error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql, so nothing is run: it would be applied twice. If it has to run again, add a comment to it. Otherwise restore a backup of x.db from before version 3, or create x.db anew: 0003-rob.sql, which has that number now, never ran on it. To run 0003-rob.sql alone: fastmigrate --set-version 2, then --to 3, then --set-version 4.
 """)
+
         os.unlink("m/0004-jane.sql")
         self.says("""
 warning: 0003-rob.sql: never run on x.db, where 0003-jane.sql ran under the same number. For an applied script with a new name and a new text, restore the name, run fastmigrate --accept, then rename it again. For a script that ran on no other database, use the next free number:
