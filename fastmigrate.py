@@ -2637,10 +2637,10 @@ def _describe_moved(moved: dict[str, State], listing: _Listing, version: int,
 PROBLEMS = {  # what a state of scripts means to a person, and what to do
     "late": "{names}: never run on {db}, which was already at a higher version. If applied to no "
             "other database, renumber above the latest script{move}",
-    "conflict": "{names}: never run on {db}, where {others} ran under the same number. For an "
-                "applied script with a new name and a new text, restore the name, run fastmigrate "
-                "--accept, then rename it again. For a script that ran on no other database, use "
-                "the next free number{move}",
+    "conflict": "{names}: never run on {db}, where {others} ran under the same number. If an "
+                "applied script was both renamed and edited, restore its name, run fastmigrate "
+                "--accept, then rename it again. If a new script ran on no other database, give "
+                "it the next free number{move}",
     "edited": "{names}: edited since applied to {db}, which does not have the change. Put the "
               "change into a new migration or, if none is needed, run fastmigrate --accept.",
     "missing": "{names}: applied to {db}, but not in {folder} any more. Put back what is missing, "

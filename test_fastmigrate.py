@@ -2704,7 +2704,7 @@ class Collisions(Case):
         self.assertEqual(self.works(self.go()).err, "")
         self.works(self.go("--check"))
         self.script("0002-janes-table.sql", "CREATE TABLE jane (x, y);")
-        self.refuses(self.go("--check"), "For an applied script with a new name and a new text")
+        self.refuses(self.go("--check"), "If an applied script was both renamed and edited")
         os.rename("m/0002-janes-table.sql", "m/0002-jane.sql")
         self.works(self.go("--accept"))
         os.rename("m/0002-jane.sql", "m/0002-janes-table.sql")
@@ -5404,14 +5404,14 @@ error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql, so nothing is
 
         os.unlink("m/0004-jane.sql")
         self.says("""
-warning: 0003-rob.sql: never run on x.db, where 0003-jane.sql ran under the same number. For an applied script with a new name and a new text, restore the name, run fastmigrate --accept, then rename it again. For a script that ran on no other database, use the next free number:
+warning: 0003-rob.sql: never run on x.db, where 0003-jane.sql ran under the same number. If an applied script was both renamed and edited, restore its name, run fastmigrate --accept, then rename it again. If a new script ran on no other database, give it the next free number:
     mv m/0003-rob.sql m/0004-rob.sql
 """, code=0)
         os.rename("m/0002-jane.sql", "m/0002-rob.sql")
         self.script("0002-rob.sql", "SELECT 5;")
         self.script("0004-pending.sql")
         self.says("""
-error: 0002-rob.sql, 0003-rob.sql: never run on x.db, where 0002-jane.sql, 0003-jane.sql ran under the same number. For an applied script with a new name and a new text, restore the name, run fastmigrate --accept, then rename it again. For a script that ran on no other database, use the next free number:
+error: 0002-rob.sql, 0003-rob.sql: never run on x.db, where 0002-jane.sql, 0003-jane.sql ran under the same number. If an applied script was both renamed and edited, restore its name, run fastmigrate --accept, then rename it again. If a new script ran on no other database, give it the next free number:
     mv m/0002-rob.sql m/0005-rob.sql
     mv m/0003-rob.sql m/0006-rob.sql
 error: x.db: 1 pending: 0004-pending.sql. Run fastmigrate --db x.db
