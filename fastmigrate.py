@@ -833,8 +833,9 @@ class _Batch:
         _check_references(connection, self._database.report, script, header,
                           self._references.dangling(effects.changes))
         _set_version(connection, script.version)
+        is_blank = not header.pragmas and _skip_blank(header.rest, 0) == len(header.rest)
         self._done.append(_Applied(script, reading.checksum, time.perf_counter() - since,
-                                   changes=effects.changes))
+                                   ", no statement in it" if is_blank else "", effects.changes))
         return effects
 
     def _run_head(self, script: _Script, header: _Header) -> None:
@@ -5141,7 +5142,7 @@ def _enroll(database: _Database, folder: str) -> int:
             pass
         else:
             raise MigrationError(f"{database.name} is already versioned, at version {version}. "
-                                 "Nothing was changed.")
+                                 "Nothing was changed. Run fastmigrate without --enroll.")
         _forget(connection, MAX_VERSION, database.name)  # fails if the history is not ours
         schema = _schema_without_tools(database, connection)
         names: dict[int, str] = {}

@@ -625,6 +625,15 @@ class SqlScripts(Case):
         self.assertEqual(self.beside(), set())
         return caught.exception
 
+    def test_a_script_that_was_not_written_yet_is_said_to_hold_no_statement(self):
+        self.create()
+        self.script("0001-a.sql", "-- add users\n")
+        self.script("0002-b.sql", "PRAGMA synchronous = NORMAL;\n")
+        self.script("0003-c.sql", "/* c */ SELECT 1;")
+        out = self.works(self.go()).out
+        self.assertRegex(out, r"Applied 0001-a.sql \(\d+ ms, no statement in it\)\n"
+                              r"Applied 0002-b.sql \(\d+ ms\)\nApplied 0003-c.sql \(\d+ ms\)\n")
+
     def test_a_failing_script_leaves_nothing_and_its_line_is_exact(self):
         self.create()
         self.fails_at(4, "CREATE TABLE a (x);\n/* two\nlines */ -- more\nINSERT INTO\n b "
