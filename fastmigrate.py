@@ -2837,14 +2837,14 @@ class _Database:
                 f"{lacks[0]}. Nothing was changed. Return a connection of the sqlite3 module, "
                 "or of a driver with the same interface, such as sqlcipher3.")
 
-    def begin_writing(self) -> sqlite3.Connection:
-        """Return a new connection with a transaction that holds the write lock."""
+    def writing(self) -> _closing:
+        """Return a context with a new connection, in a transaction that holds the write lock."""
         self.must_exist()
         connection = self.open()
         try:
             self.prepare_for_writing(connection)
             self.begin(connection)
-            return connection
+            return _closing(connection)
         except BaseException:
             connection.close()
             raise
@@ -2901,10 +2901,6 @@ class _Database:
         if mode >> 12 == 4:
             raise MigrationError(f"{self.name} is a directory, not a database. Name the "
                                  "database file.")
-
-    def writing(self) -> _closing:
-        """Return a context with a new connection that holds the write lock."""
-        return _closing(self.begin_writing())
 
     def working_copy(self, label: str, tick: Callable[[], None]) -> _WorkingCopy:
         """Return a working copy of the database; `label` is a part of its name."""
@@ -3025,7 +3021,7 @@ class _Database:
     def set_version(self, version: int) -> None:
         """Set the version by hand; what lies above it is no longer recorded as applied."""
         self.must_exist()
-        with self.explained(), _closing(self.begin_writing()) as connection:
+        with self.explained(), self.writing() as connection:
             trouble: Exception | None = None
             try:
                 _read_version(connection, self.name)
@@ -3191,13 +3187,10 @@ class _MemoryDatabase(_Database):
         version = _read_version(self.connection, self.name)
         return version, also(self.connection, version)
 
-    def begin_writing(self) -> sqlite3.Connection:
+    def writing(self) -> _closing:
         _prepare_for_writing(self.connection, durable=False)
         self.connection.execute("BEGIN")
-        return self.connection
-
-    def writing(self) -> _closing:
-        return _closing(self.begin_writing(), self.renew)
+        return _closing(self.connection, self.renew)
 
     def renew(self) -> None:
         """Go on with a new connection: the temporary tables, attached databases and settings
@@ -5615,7 +5608,7 @@ examples:
   fastmigrate --db 'tenants/*.db'        migrate many databases
 
 exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted by
-SIGINT, 143 by SIGTERM
+SIGINT, 143 by SIGTERM, 129 by SIGHUP
 """
 
 
@@ -6126,7 +6119,7 @@ class _Signals:
 
 def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -> int:
     """Run the command line; return its exit code: 0 done, 1 refused or
-    failed, 2 wrong usage, 130 interrupted, 143 terminated.
+    failed, 2 wrong usage, 130 interrupted, 143 terminated, 129 hung up.
 
     Args:
         argv: the arguments, without the program's name; None for those of
