@@ -4820,8 +4820,9 @@ def _squash_place(new: str, path: str, before: str, names: dict[int, str]) -> No
         with open(new, "rb") as source, open(path, "xb") as target:
             shutil.copyfileobj(source, target)
         _sync(path)
-    except BaseException:
-        _remove(path)
+    except BaseException as error:
+        if not isinstance(error, FileExistsError):  # else it is somebody else's
+            _remove(path)
         if not os.listdir(before):
             os.rmdir(before)
         raise

@@ -3644,6 +3644,13 @@ c.commit()
             self.assertEqual(self.sql("SELECT name FROM _migration_history WHERE version = 3", db),
                              [("0003-ix.sql",)])
 
+    def test_a_file_that_took_its_name_meanwhile_stays(self):
+        self.script("0005-e.py", "open('m/0005-squashed.sql', 'x').write('mine')\n")
+        names = set(os.listdir("m"))
+        self.refuses(self.run_main("--migrations", "m", "--squash", 5), "0005-squashed.sql")
+        self.assertEqual(Path("m/0005-squashed.sql").read_text(), "mine")
+        self.assertEqual(set(os.listdir("m")), names | {"0005-squashed.sql"})
+
     def test_a_database_below_several_is_shown_where_all_their_scripts_are(self):
         self.at(2)
         self.squash()
