@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path, PurePath
+    from types import FrameType
     from typing import IO, Any, NoReturn, Union
 
     StrPath = Union[str, "os.PathLike[str]"]
@@ -107,7 +108,7 @@ BLOCK = 256 * 1024  # bytes of a script that are read, and run, at a time
 POLL_SECONDS = 0.05  # between two tries to get a lock that somebody else holds
 BACKUP_PAGES = 8192  # copied between two chances to be interrupted
 TICK_INSTRUCTIONS = 100_000  # of SQLite's machine, between two such chances
-SQLITE_BUSY, SQLITE_LOCKED = 5, 6  # the sqlite3 module names them from 3.11 on
+SQLITE_BUSY, SQLITE_LOCKED, SQLITE_CONSTRAINT = 5, 6, 19  # in sqlite3 from Python 3.11 on
 WEAK_JOURNALS = ("off", "memory")  # with which SQLite cannot undo a transaction after a crash
 # PRAGMAs that change the whole process, the application included.
 PROCESS_PRAGMAS = ("hard_heap_limit", "soft_heap_limit", "temp_store_directory")
@@ -290,7 +291,7 @@ def build_db(migrations_dir: StrPath, path: StrPath | None = None, *, to: int | 
         with _MemoryDatabase(connect) as memory:
             memory.replay(migrations_dir, to)
             connection = connect(":memory:")  # with the settings that it gives
-            memory.connection.backup(connection)
+            _copy_pages(memory.connection, connection)
             return connection
     database = _Database(path, connect=connect)
     if not database.is_missing():
@@ -510,16 +511,14 @@ class _Moved(Exception):
     """Another process has migrated the database in the meantime: it is at `version` now."""
 
     def __init__(self, version: int) -> None:
-        super().__init__(version)
         self.version = version
 
 
 class _Retry(Exception):
-    """Roll back to the last commit and start again: some scripts, by their version, have to
-    be run in another way."""
+    """Roll back to the last commit and start again: some scripts have to be run in another
+    way. `plans` holds new plans by version; those of other scripts stay as they are."""
 
     def __init__(self, plans: dict[int, _Plan]) -> None:
-        super().__init__(plans)
         self.plans = plans
 
 
@@ -564,13 +563,13 @@ class _Run:
         self.to = sys.maxsize if to is None else to
         self.version = 0  # where the database stands
         self.applied: list[_Applied] = []
-        self.never_run: list[str] = []  # scripts that need other numbers
+        self.never_run: list[str] = []  # scripts that need other numbers, for the command line
         self.broken: list[str] = []  # what no longer works after the run, as messages
         self.objects_before: list[Any] | None = None  # the schema when the run began
         self.measures = False  # count the dangling references before each script
         self._listing = listing  # of the directory, if this is one of several databases
         self._backup_wanted = backup
-        self._plans: dict[int, _Plan] = {}  # by version, where the first way did not do
+        self._plans: dict[int, _Plan] = {}  # by version; each retry adds some, and none is lost
         self._now: Callable[[], str] = str  # describes what is being done, for the progress
 
     def run(self) -> list[_Applied]:
@@ -581,7 +580,7 @@ class _Run:
         database, report = self.database, self.database.report
         with database.explained(changes=True):
             listing = self._listing or _scan_for(database, self.folder)
-            if not self._look(listing):
+            if not self._inspect(listing):
                 up_to_date = "up to date " if self.version <= listing.latest else ""
                 report.result(f"{database.name} is {up_to_date}at version {self.version}")
                 return []
@@ -597,9 +596,9 @@ class _Run:
                           f"{_plural(len(self.applied), 'migration')} applied")
             return self.applied
 
-    def _look(self, listing: _Listing) -> bool:
-        """Return True if a script is pending. Warn about scripts that are not what was applied,
-        and refuse what would run twice."""
+    def _inspect(self, listing: _Listing) -> bool:
+        """Read the version, and return True if a script is pending. Warn about scripts that are
+        not what was applied, note those that never ran, and refuse what would run twice."""
         database = self.database
 
         def read(connection: sqlite3.Connection, version: int) -> tuple[bool, list[State], str]:
@@ -632,20 +631,26 @@ class _Run:
         return pending
 
     def _apply(self, scripts: list[_Script], listing: _Listing) -> None:
-        """The whole story: run what comes next, together with its version; commit; go on.
+        """The whole story: set the journal mode that the next script begins with; run what comes
+        next, together with its version; commit; go on.
 
-        Each step takes the write lock and reads the version again, because another process
+        Each turn takes the write lock and reads the version again, because another process
         may have been faster. A script that fails is remembered until those before it, whose
         transaction it has shared, are applied again without it.
+
+        The loop ends because each turn commits a script, or sees that another process has, or
+        gives a script a new plan, of which there are few, or turns the measuring on, or
+        leaves fewer scripts before the one that failed.
         """
         failure: _ScriptFailed | None = None
         while True:
-            end = failure.script.version if failure else MAX_VERSION + 1
-            pending = [script for script in scripts if self.version < script.version < end]
+            failed = failure.script.version if failure else MAX_VERSION + 1
+            pending = [script for script in scripts if self.version < script.version < failed]
             if not pending:
                 break
             run_next = _run_on_copy if self.plan(pending[0]).on_copy else _run_batch
             try:
+                # Only that of the first: a batch ends before a script that begins with PRAGMAs.
                 with _HeadJournalMode(self, pending[0]):
                     self._note(run_next(self, pending))
             except _Moved as moved:
@@ -687,7 +692,7 @@ class _Run:
         if version != self.version:
             raise _Moved(version)
 
-    def begin_once(self, connection: sqlite3.Connection) -> None:
+    def prepare_once(self, connection: sqlite3.Connection) -> None:
         """Note the schema, and make the backup that was asked for, when the write lock is held
         for the first time: of many processes that start at once, only one makes a backup."""
         if self.objects_before is None:
@@ -707,7 +712,7 @@ class _Run:
         self.database.report.progress(self._now)
 
     def _note(self, done: list[_Applied]) -> None:
-        """Take note of scripts that were committed."""
+        """Report scripts that were committed, and note the version that they lead to."""
         report = self.database.report
         for applied in done:
             report.result(f"Applied {applied.script.name}{report.target} "
@@ -768,7 +773,7 @@ def _run_batch(run: _Run, pending: list[_Script]) -> list[_Applied]:
     """
     with run.database.writing() as connection:
         run.check_version(connection)
-        run.begin_once(connection)
+        run.prepare_once(connection)
         return _Batch(run, connection).run(pending)
 
 
@@ -782,8 +787,8 @@ class _Batch:
         self._authorizer = _Authorizer()
         self._references = _References(connection, run.measures)
         self._done: list[_Applied] = []
-        connection.set_authorizer(self._authorizer.callback())
-        connection.set_progress_handler(run.tick, TICK_INSTRUCTIONS)
+        connection.set_authorizer(_as_authorizer(self._authorizer.callback()))
+        connection.set_progress_handler(_as_progress_handler(run.tick), TICK_INSTRUCTIONS)
 
     def run(self, pending: list[_Script]) -> list[_Applied]:
         """Run scripts until the time is up or one needs a transaction of its own; commit."""
@@ -822,8 +827,10 @@ class _Batch:
         if header.pragmas:
             self._run_head(script, header)
         self._references.start()
-        effects = self._authorizer.begin_script(bool(header.pragmas) and connection.execute(
-            "PRAGMA foreign_keys").fetchall() == [(1,)])
+        enforced = bool(header.pragmas) and connection.execute(  # else they are off
+            "PRAGMA foreign_keys").fetchall() == [(1,)]
+        effects = self._authorizer.begin_script(enforced)
+        # The header was read from the first of the blocks: its rest is what is left of that.
         self._run_blocks(script, plan, effects, header.rest, blocks)
         self._authorizer.end_script()
         if effects.savepoints:
@@ -839,7 +846,8 @@ class _Batch:
         return effects
 
     def _run_head(self, script: _Script, header: _Header) -> None:
-        """Leave the transaction for the PRAGMAs that work only outside of one."""
+        """Leave the transaction for the PRAGMAs that work only outside of one. Nothing is lost:
+        a script that begins with such PRAGMAs is the first of its batch."""
         connection = self._connection
         connection.execute("ROLLBACK")
         self._authorizer.begin_head()
@@ -863,10 +871,10 @@ class _Batch:
                 try:
                     connection.executescript(piece)
                 except self._database.errors as error:
-                    failure = _to_failure(self._database, script, error, number, piece,
-                                          effects.denied)
                     if effects.needs_autocommit or _needs_autocommit(str(error)):
                         raise _Retry({script.version: plan.but(on_copy=True)}) from None
+                    failure = _to_failure(self._database, script, error, number, piece,
+                                          effects.denied)
                     if singly or not isinstance(failure, _ScriptFailed):
                         raise failure from None
                     raise _Retry({script.version: plan.but(statements_from=line)}) from None
@@ -900,21 +908,22 @@ class _Batch:
         return failure
 
     def _roll_back(self) -> None:
-        """Roll back."""
+        """Roll back. An error here must not hide the one that made it necessary."""
         connection = self._connection
-        connection.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
+        connection.set_authorizer(lambda *details: sqlite3.SQLITE_OK)  # None fails before 3.11
         connection.set_progress_handler(None, 0)  # a second signal must not disturb this
         try:
             if connection.in_transaction:  # else SQLite has rolled back already
                 connection.execute("ROLLBACK")
-        except self._database.errors as error:  # the first one is to be told; closing rolls back
+        except self._database.errors as error:  # closing the connection rolls back
             if _is_interrupt(error):
                 raise KeyboardInterrupt from None
 
 
 class _HeadJournalMode:
     """Give the database the journal mode that an SQL script begins with, before the script
-    runs, and take that back if the script fails. No transaction can hold this change."""
+    runs. No transaction can hold this change, so it is taken back if the script fails, or has
+    to be run again in another way."""
 
     def __init__(self, run: _Run, script: _Script) -> None:
         self._run = run
@@ -950,10 +959,9 @@ class _HeadJournalMode:
                         _journal_mode(connection, mode)
                     return before
             except database.errors as error:
-                if isinstance(error, MigrationError) or not _is_locked(error) or not patiently:
+                if not _is_locked(error) or not patiently:
                     raise
-            wait.check()
-            time.sleep(POLL_SECONDS * (0.5 + os.urandom(1)[0] / 256))  # not in step with others
+            wait.pause()
 
 
 def _head_journal_mode(script: _Script) -> str:
@@ -1000,7 +1008,7 @@ class _Effects:
         self._wants_enforced = enforced  # by the last PRAGMA foreign_keys of the script
         self._in_transaction = False  # between a BEGIN and a COMMIT of the script
         self._expects_commit = False  # the next COMMIT is that of executescript()
-        self._known = known  # tables whose next INSERT needs no thought
+        self._known = known  # tables of which a further INSERT changes nothing in here
 
     def expect_commit(self) -> None:
         """executescript() commits an open transaction before it begins: ignore that."""
@@ -1009,18 +1017,18 @@ class _Effects:
     def authorize(self, action: int, first: str | None, second: str | None,
                   schema: str | None) -> int:
         """Return whether SQLite may do what a statement asks for."""
-        name, changes = _fold(first or ""), self.changes
+        name, of, changes = _fold(first or ""), _fold(second or ""), self.changes
         if action in (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE):
             allowed = self._change(name, schema)
             if first and schema == "main" and allowed == sqlite3.SQLITE_OK:
-                self._known.add(first)  # changed already, if it is an INSERT
+                self._known.add(first)
             return allowed
         if action == sqlite3.SQLITE_TRANSACTION:
             return self._transaction(name)
         if action == sqlite3.SQLITE_PRAGMA:
-            return self._pragma(name, _fold(second or ""))
+            return self._pragma(name, of)
         if action == SQLITE_SAVEPOINT:
-            _track_savepoint(self.savepoints, name, _fold(second or ""))
+            _track_savepoint(self.savepoints, name, of)
         elif action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH):
             self.stateful = True
         elif action in CREATING:
@@ -1031,13 +1039,13 @@ class _Effects:
             changes.dropped.add(name)
             changes.note_break()
         elif action == sqlite3.SQLITE_CREATE_INDEX:
-            changes.changed.add(_fold(second or ""))
+            changes.changed.add(of)
         elif action == sqlite3.SQLITE_DROP_INDEX:
-            changes.changed.add(_fold(second or ""))
+            changes.changed.add(of)
             changes.dropped.add(name)
         elif action == sqlite3.SQLITE_ALTER_TABLE:
-            changes.made.add(_fold(second or ""))
-            changes.changed.add(_fold(second or ""))
+            changes.made.add(of)
+            changes.changed.add(of)
             changes.note_break()
         elif action == sqlite3.SQLITE_FUNCTION and second == "sqlite_rename_table":
             changes.note_everything()  # ALTER TABLE calls that, on all that may name the table
@@ -1055,8 +1063,8 @@ class _Effects:
             self.denied = (
                 "PRAGMA foreign_keys = OFF does nothing after BEGIN: this could delete rows of "
                 "other tables with those of its own. Move the PRAGMA before BEGIN.")
-            return sqlite3.SQLITE_DENY
-        self.needs_autocommit = True
+        else:
+            self.needs_autocommit = True
         return sqlite3.SQLITE_DENY
 
     def _transaction(self, operation: str) -> int:
@@ -1079,8 +1087,9 @@ class _Effects:
             self.changes.note_everything()
         elif name in ("synchronous", "query_only", "count_changes") and value:
             return sqlite3.SQLITE_IGNORE  # would fail, or stop us; matters to this connection only
-        elif (name == "wal_checkpoint" or name == "journal_mode" and value
-              and value not in WEAK_JOURNALS) and not self._in_transaction:
+        elif not self._in_transaction and (  # else it does nothing, or fails, as it should
+                name == "wal_checkpoint"
+                or name == "journal_mode" and value and value not in WEAK_JOURNALS):
             self.needs_autocommit = True
             return sqlite3.SQLITE_DENY
         return _keep_journal(sqlite3.SQLITE_PRAGMA, name, value)
@@ -1097,7 +1106,8 @@ class _Authorizer:
 
     def callback(self) -> Callable[..., int]:
         """Return what SQLite is to ask. SQLite asks for every statement of a long script, so
-        the usual answer comes from a plain function, which is much faster than a method."""
+        the usual answer comes from a plain function, which is much faster than a method. The
+        table sqlite_master is changed by CREATE and its kind, which SQLite asks about, too."""
         known, insert, sqlite_ok = self._known, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_OK
         reading = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
 
@@ -1128,9 +1138,9 @@ class _Authorizer:
         self._in_head = False
 
 
-def _keep_journal(action: int, first: str | None, second: str | None, *more: object) -> int:
-    """An authorizer that ignores what would weaken a transaction: without a journal on the
-    disk, SQLite cannot roll back, and a crash leaves a damaged database."""
+def _keep_journal(action: int, first: str | None, second: str | None) -> int:
+    """Return SQLITE_IGNORE for a PRAGMA that would weaken a transaction: without a journal on
+    the disk, SQLite cannot roll back, and a crash leaves a damaged database."""
     name, value = _fold(first or ""), _fold(second or "")
     if action == sqlite3.SQLITE_PRAGMA and value and (
             name in PROCESS_PRAGMAS or name == "synchronous"
@@ -1186,7 +1196,7 @@ def _run_on_copy(run: _Run, pending: list[_Script]) -> list[_Applied]:
     def work(reader: sqlite3.Connection) -> int:
         run.check_version(reader)
         copy.remove_leftovers()
-        run.begin_once(reader)
+        run.prepare_once(reader)
         since = time.perf_counter()
         run.show_progress_of(lambda: f"{script.name}: copying {database.name}")
         copy.fill_from(reader)
@@ -1240,11 +1250,12 @@ def _conclude_on_copy(run: _Run, script: _Script, header: _Header, path: str,
         if version not in (run.version, script.version):
             raise _ScriptFailed(script, f"it set the version to {version}; it may only leave it "
                                         f"at {run.version}, or set it to {script.version}")
-        if any(_dangles(connection, table) for table in _parents(connection)):
+        tables = _parents(connection)
+        if any(_dangles(connection, table) for table in tables):
             before = database.read(lambda original, version: _read_dangling(
                 original, _parents(original)))[1]
             _check_references(connection, database.report, script, header, _compare_dangling(
-                before, _read_dangling(connection, _parents(connection))))
+                before, _read_dangling(connection, tables)))
         _set_version(connection, script.version)
         _record(connection, run.version, [_Applied(script, checksum)],
                 run.broken_before(connection))
@@ -1275,7 +1286,7 @@ def _read_version_of_copy(database: _Database, script: _Script, connection: sqli
         raise _ScriptFailed(script, f"it has spoilt the version: {what}") from None
     except database.errors as error:
         if str(error).startswith(("no such", "unknown function")):
-            return version  # the application knows it; the scripts are run without
+            return version  # quick_check needs what only the application has
         if not _is_damage(error):
             raise
         damage = str(error)
@@ -1291,7 +1302,7 @@ def _run_statements(run: _Run, script: _Script, path: str, modes: list[str]) -> 
     run.show_progress_of(reading.progress)
     with _closing(database.open(path)) as connection:
         _prepare_for_writing(connection, durable=False)
-        connection.set_progress_handler(run.tick, TICK_INSTRUCTIONS)
+        connection.set_progress_handler(_as_progress_handler(run.tick), TICK_INSTRUCTIONS)
         line, undo = 1, 0
         for line, text in reading.blocks():
             undo = _refuse_undo(script, text, line, undo)
@@ -1301,6 +1312,7 @@ def _run_statements(run: _Run, script: _Script, path: str, modes: list[str]) -> 
                     modes.append(value)
                 if pragma not in PROCESS_PRAGMAS:
                     _execute(database, connection, script, number, statement)
+            run.tick()
         if connection.in_transaction:
             _execute(database, connection, script, line, "COMMIT")
     return reading.checksum
@@ -1363,54 +1375,59 @@ class _WorkingCopy:
 
     def _replace_in_rollback_mode(self, target: sqlite3.Connection, reader: sqlite3.Connection,
                                   work: Callable[[sqlite3.Connection], int]) -> None:
-        """Readers read on until the copy is complete and the commit asks for them to finish."""
+        """Readers read on until the copy is complete; then our COMMIT waits for them."""
         database = self._database
         database.begin(target)
         if _journal_mode(target) == "wal":
             raise _StartAgain  # another process has changed it just before we had the lock
-        # Not earlier: the recovery of a hot journal would make `target` exclusive at once,
-        # and `reader` could never read.
+        # After BEGIN, because the recovery of a hot journal would make `target` exclusive at
+        # once, and `reader` could never read. Before COMMIT, which would release the lock.
         target.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
         self._create()
         version = work(reader)
         reader.close()
-        database.commit(target)  # waits for readers; the lock stays, and is exclusive from here on
+        # The empty transaction ends, and its lock stays: it is exclusive from here on.
+        database.commit(target)
         with _closing(self._database.open(self.path)) as source:
             self._pin(source, version)
-            source.backup(target, pages=BACKUP_PAGES, progress=self._watch_time())
+            _copy_pages(source, target, self._watch_time())
 
     def _replace_in_wal(self, target: sqlite3.Connection, reader: sqlite3.Connection,
                         work: Callable[[sqlite3.Connection], int]) -> None:
-        """Begin to back up a small database, the gate, over the database: the first step of
-        that takes the write lock, and the backup keeps it to its end. In between, `work` makes
-        the gate's file the copy. SQLite sees that the source has changed, and copies it anew,
-        in the one transaction that has been open all the time. Readers are never disturbed.
+        """Hold the lock by a backup that has begun. Readers are never disturbed.
+
+        1. At the path of the copy, lay out a small database, the gate.
+        2. Begin to back up the gate over the database. The first step of a backup takes the
+           write lock, and the backup keeps it to its end.
+        3. Between two steps, let `work` fill the gate's file with the copy and change it.
+        4. Go on. SQLite sees that the source of the backup has changed, and copies all of it
+           anew, in the one transaction that has been open since step 2.
         """
-        database, wait = self._database, _Wait(self._database)
-        worked: list[bool] = []
+        database, wait, worked = self._database, _Wait(self._database), False
         database.begin(target)  # wait here, not with a gate that others would remove
         target.execute("ROLLBACK")
         with _closing(self._make_gate(target)) as gate:
 
             def step(status: int, remaining: int, total: int) -> None:
-                nonlocal wait
-                if status in (SQLITE_BUSY, SQLITE_LOCKED):
-                    wait.check()
+                nonlocal wait, worked
+                is_locked = status in (SQLITE_BUSY, SQLITE_LOCKED)
+                if is_locked:
+                    wait.pause()
                 self._tick()
-                if worked or status in (SQLITE_BUSY, SQLITE_LOCKED):
+                if worked or is_locked:
                     return
                 # The lock is held from here on. Whoever held it before us may have taken our
                 # gate for a leftover, or changed the journal mode.
                 if _identify(self.path) != self._identity or _journal_mode(reader) != "wal":
                     raise _StartAgain
-                worked.append(True)
+                worked = True
                 version = work(reader)
                 self._check_page_size(reader)
                 self._take_in_replacement(gate)
                 self._pin(gate, version)
                 wait = _Wait(database)  # the time of the script does not count
 
-            gate.backup(target, pages=GATE_STEP, progress=step, sleep=POLL_SECONDS)
+            _copy_pages(gate, target, step, pages=GATE_STEP)
         try:  # the whole database is in the log now, and would stay there beside the file
             target.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except database.errors:
@@ -1451,7 +1468,7 @@ class _WorkingCopy:
         """Make the copy what another database is."""
         with _closing(self._database.open(self.path)) as copy:
             copy.execute("PRAGMA synchronous = OFF").fetchall()  # its loss would lose nothing
-            source.backup(copy, pages=BACKUP_PAGES, progress=self._watch_time())
+            _copy_pages(source, copy, self._watch_time())
             copy.execute("PRAGMA journal_mode = DELETE").fetchall()  # it may say WAL
 
     def _take_in_replacement(self, gate: sqlite3.Connection) -> None:
@@ -1466,7 +1483,7 @@ class _WorkingCopy:
             # With a journal on the disk, SQLite does not write to a file that was moved. (Some
             # builds do not know the mode OFF.)
             gate.execute("PRAGMA journal_mode = MEMORY").fetchall()
-            other.backup(gate, pages=BACKUP_PAGES, progress=self._watch_time())
+            _copy_pages(other, gate, self._watch_time())
 
     def _check_page_size(self, reader: sqlite3.Connection) -> None:
         with _closing(self._database.open(self.path)) as copy:  # an open one knows the old size
@@ -1494,14 +1511,14 @@ class _WorkingCopy:
 
         def progress(status: int, remaining: int, total: int) -> None:
             if status in (SQLITE_BUSY, SQLITE_LOCKED):
-                wait.check()
+                wait.pause()
             self._tick()
         return progress
 
     def remove_leftovers(self) -> None:
-        """Remove the copies of processes that were killed. The write lock is held, so no
-        process but this one is at work on a copy; one that waits for the lock makes its gate
-        anew."""
+        """Remove the copies of processes that were killed. The write lock is held, so no script
+        but ours is at work on a copy. A process that waits for the lock with a gate, or makes a
+        backup, which needs no lock, begins anew."""
         for path in self._database.find_copies():
             if path != self.path:
                 _remove_database(path)
@@ -1521,7 +1538,7 @@ class _MemoryCopy(_WorkingCopy):
             version = work(self._memory.connection)
             with _closing(self._database.open(self.path)) as source:
                 self._pin(source, version)
-                source.backup(self._memory.connection)
+                _copy_pages(source, self._memory.connection)
         finally:
             _remove_database(self.path)
 
@@ -2210,9 +2227,9 @@ def _find_end_of_statements(text: str) -> int:
     found near its end."""
     end = len(text)
     for _ in range(8):
-        if sqlite3.complete_statement(text[:end]):
+        if not end or sqlite3.complete_statement(text[:end]):
             return end
-        end = text.rfind(";\n", 0, max(0, end - 1)) + 1
+        end = text.rfind(";\n", 0, end - 1) + 1
     return 0
 
 
@@ -2468,6 +2485,7 @@ def _read_history(connection: sqlite3.Connection, version: int, db: str) -> dict
 
     Raises: MigrationError if the table of this name is somebody else's.
     """
+    before = connection.text_factory
     connection.text_factory = lambda data: data.decode(errors="replace")
     try:
         rows = connection.execute(SELECT_HISTORY, (version,)).fetchall()
@@ -2480,7 +2498,7 @@ def _read_history(connection: sqlite3.Connection, version: int, db: str) -> dict
             raise
         return {}
     finally:
-        connection.text_factory = str
+        connection.text_factory = before
 
 
 def _is_as_recorded(connection: sqlite3.Connection, version: int, listing: _Listing) -> bool:
@@ -2523,8 +2541,8 @@ def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing
         history = {number: row for number, row in history.items()
                    if number > squashed or number in listing.names}
     states: list[State] = []
-    passed = False  # whether the next recorded row above has a name
-    for number in sorted({*listing.names, *history}, reverse=True):
+    ran_above = False  # a script ran above this number, and the version was not set in between
+    for number in sorted({*listing.names, *history}, reverse=True):  # from the last to the first
         row = history.get(number, ("", "", ""))
         recorded, checksum, when = row
         if number not in listing.names and recorded and checksum:
@@ -2534,14 +2552,14 @@ def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing
             if number > version:
                 state = "pending"
             elif number not in history:
-                state = "late" if passed else state
+                state = "late" if ran_above else state
             elif recorded and (number != squashed or name == recorded) and (
                     thorough or number == version and name != recorded):
                 state = _compare(listing.folder, name, recorded, checksum)
             has_run = state in ("applied", "edited") and when
             states.append((number, name, state, has_run or None, row))
-        if number in history:
-            passed = bool(recorded)
+        if number in history:  # else there is no row that tells
+            ran_above = bool(recorded)
     return states[::-1]
 
 
@@ -2765,6 +2783,8 @@ def _describe_copies(database: _Database) -> list[str]:
 
 
 SELECT_META = "SELECT id, version FROM main._meta LIMIT 2"
+IS_PYPY = sys.implementation.name == "pypy"
+TEXT = bytes.decode if IS_PYPY else str  # the usual text_factory; PyPy shows b'...' by str
 
 
 class _closing:
@@ -2819,7 +2839,7 @@ class _Database:
             connection.autocommit = -1  # LEGACY_TRANSACTION_CONTROL
         connection.isolation_level = None
         connection.row_factory = None
-        connection.text_factory = str
+        connection.text_factory = TEXT
         for pragma in ("busy_timeout = 100", "locking_mode = NORMAL", "count_changes = OFF",
                        f"synchronous = {'FULL' if self._durable else 'OFF'}"):
             connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -2948,11 +2968,10 @@ class _Database:
             try:
                 return act()
             except self.errors as error:
-                if isinstance(error, MigrationError) or not _is_locked(error):
+                if not _is_locked(error):
                     raise
             wait = wait or _Wait(self)
-            wait.check()
-            time.sleep(POLL_SECONDS)
+            wait.pause()
 
     def execute_patiently(self, connection: sqlite3.Connection, statement: str) -> None:
         """Execute a statement outside of any transaction of ours."""
@@ -3064,7 +3083,7 @@ class _Database:
         """Copy one state of the database into an empty file, and make it durable."""
         def step(status: int, remaining: int, total: int) -> None:
             if status in (SQLITE_BUSY, SQLITE_LOCKED):
-                wait.check()
+                wait.pause()
             self.report.progress(lambda: f"backup of {self.name}: "
                                  f"{100 * (total - remaining) // (total or 1)} %")
 
@@ -3075,7 +3094,7 @@ class _Database:
             source.execute("BEGIN")  # one state from here on, whoever writes meanwhile
             self.retry_while_locked(
                 lambda: source.execute("SELECT 1 FROM sqlite_master").fetchall())
-            source.backup(copy, pages=BACKUP_PAGES, progress=step, sleep=POLL_SECONDS)
+            _copy_pages(source, copy, step)
         self.report.end_progress()
         if self._durable:
             _sync(path)
@@ -3146,6 +3165,50 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return not connection.execute("SELECT 1 FROM main.sqlite_master LIMIT 1").fetchall()
 
 
+# -------------------------------------------------------------- the sqlite3 module
+
+
+def _copy_pages(source: sqlite3.Connection, target: sqlite3.Connection,
+                progress: Callable[[int, int, int], None] | None = None,
+                pages: int = BACKUP_PAGES) -> None:
+    """Copy a database over another. `progress` is called after each step of so many pages; if
+    one of them is locked, it has to wait for a moment, or to raise."""
+    try:
+        source.backup(target, pages=pages, progress=progress, sleep=0)
+    except AttributeError:  # PyPy fails to build its error
+        raise target._get_exception() from None  # type: ignore[attr-defined]
+
+
+def _as_authorizer(authorize: Callable[..., int]) -> Callable[..., int]:
+    """Return a function as SQLite's authorizer: PyPy hands it C strings."""
+    if not IS_PYPY:
+        return authorize
+    from _sqlite3_cffi import ffi
+
+    def with_texts(action: int, *details: Any) -> int:
+        try:
+            return authorize(action, *(ffi.string(text).decode() if text else None
+                                       for text in details))
+        except BaseException:  # or PyPy would print it, and allow what is asked for
+            return sqlite3.SQLITE_DENY
+    return with_texts
+
+
+def _as_progress_handler(tick: Callable[[], None]) -> Callable[[], object]:
+    """Return a function as SQLite's progress handler: if it raises, the statement is to be
+    interrupted. PyPy would print a KeyboardInterrupt and go on."""
+    if not IS_PYPY:
+        return tick
+
+    def interrupts() -> bool:
+        try:
+            tick()
+            return False
+        except BaseException:
+            return True
+    return interrupts
+
+
 class _MemoryDatabase(_Database):
     """A database in memory, which no other process sees: nothing is locked, and nothing
     outlives this process. Scripts that need a file get one in a temporary directory."""
@@ -3199,7 +3262,7 @@ class _MemoryDatabase(_Database):
         if old.in_transaction:
             old.execute("ROLLBACK")
         old.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
-        old.backup(self.connection)
+        _copy_pages(old, self.connection)
         old.close()
 
     def working_copy(self, label: str, tick: Callable[[], None]) -> _WorkingCopy:
@@ -3229,8 +3292,8 @@ class _Wait:
         self._reported = False
         self._seen: tuple[str, object] | None = None  # who held it, and the version
 
-    def check(self) -> None:
-        """Raise MigrationError if the time is up."""
+    def pause(self) -> None:
+        """Wait for a moment; raise MigrationError if the time is up."""
         database, now = self._database, time.monotonic()
         database.report.check_stop()
         if now - self._looked > min(0.5, database.timeout) or now - self._since > database.timeout:
@@ -3248,6 +3311,7 @@ class _Wait:
             self._reported = True
             database.report.warn(f"waiting up to {database.timeout:g} s: {holder} holds "
                                  f"{database.name}")
+        time.sleep(POLL_SECONDS * (0.5 + os.urandom(1)[0] / 256))  # not in step with others
 
     def _look(self) -> tuple[str, object]:
         database = self._database
@@ -3278,7 +3342,9 @@ def _is_damage(error: BaseException | None) -> bool:
 
 
 def _is_locked(error: BaseException) -> bool:
-    return str(error).startswith(("database is locked", "database table is locked",
+    """Return whether SQLite says that a lock is held. (A MigrationError says so when the time to
+    wait is up.)"""
+    return not isinstance(error, MigrationError) and str(error).startswith(("database is locked", "database table is locked",
                                   "database schema is locked", "locking protocol"))
 
 
@@ -5409,11 +5475,10 @@ def _explain_failure(failure: _ScriptFailed, database: _Database) -> MigrationEr
 def _to_failure(database: _Database, script: _Script, error: BaseException,
                 line: int | None = None, statement: str = "", why: str = "") -> BaseException:
     """Translate an exception raised while `script` ran. An SQLite error becomes _ScriptFailed,
-    or KeyboardInterrupt if that is what caused it; a MigrationError, which says what is wrong
-    with the script's work, becomes _ScriptFailed too; others are returned unchanged."""
-    if not isinstance(error, database.errors + (sqlite3.Warning, MemoryError)):
-        return error
-    if isinstance(error, MigrationError):
+    or KeyboardInterrupt if that is what caused it; a MigrationError and any other exception
+    is returned unchanged."""
+    if isinstance(error, MigrationError) or not isinstance(
+            error, database.errors + (sqlite3.Warning, MemoryError)):
         return error
     if database.report.is_stopped() or not why and _is_interrupt(error, statement):
         return KeyboardInterrupt()
@@ -5441,7 +5506,9 @@ def _is_interrupt(error: BaseException, statement: str = "") -> bool:
     an IntegrityError may say whatever the script's RAISE() does. To catch the interrupt in
     the functions themselves works on Python 3.9, and never on 3.12 and 3.13.)"""
     message = str(error)
-    if isinstance(error, MigrationError) or type(error).__name__ == "IntegrityError":
+    is_constraint = type(error).__name__ == "IntegrityError" or (  # PyPy's executescript()
+        getattr(error, "sqlite_errorcode", 0) & 0xFF == SQLITE_CONSTRAINT)
+    if isinstance(error, MigrationError) or is_constraint:
         return False
     return message == "interrupted" or "load_extension" not in statement.lower() and (
         message.startswith(("not authorized", "authorization denied"))
@@ -6102,9 +6169,9 @@ class _Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, frame: object) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.came.append(number)
-        if len(self.came) == 1 and not self._held_back:
+        if len(self.came) == 1 and not self._held_back and not _is_callback_of_pypy(frame):
             raise KeyboardInterrupt
 
     def hold_back(self) -> None:
@@ -6116,6 +6183,17 @@ class _Signals:
         self._held_back = False
         if self.came:
             raise KeyboardInterrupt
+
+
+def _is_callback_of_pypy(frame: FrameType | None) -> bool:
+    """Return whether SQLite has called the code that runs, on PyPy, which prints exceptions
+    there and goes on: the next function that looks for signals ends the work."""
+    while IS_PYPY and frame:
+        if frame.f_code.co_filename.endswith("_sqlite3.py") and frame.f_code.co_name in (
+                "authorizer", "progress_handler", "collation_callback", "_function_callback"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -> int:
