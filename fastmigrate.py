@@ -3344,8 +3344,9 @@ def _is_damage(error: BaseException | None) -> bool:
 def _is_locked(error: BaseException) -> bool:
     """Return whether SQLite says that a lock is held. (A MigrationError says so when the time to
     wait is up.)"""
-    return not isinstance(error, MigrationError) and str(error).startswith(("database is locked", "database table is locked",
-                                  "database schema is locked", "locking protocol"))
+    return not isinstance(error, MigrationError) and str(error).startswith((
+        "database is locked", "database table is locked", "database schema is locked",
+        "locking protocol"))
 
 
 def _read_version(connection: sqlite3.Connection, name: str) -> int:
