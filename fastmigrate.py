@@ -3183,7 +3183,7 @@ def _as_authorizer(authorize: Callable[..., int]) -> Callable[..., int]:
     """Return a function as SQLite's authorizer: PyPy hands it C strings."""
     if not IS_PYPY:
         return authorize
-    from _sqlite3_cffi import ffi
+    from _sqlite3_cffi import ffi  # type: ignore[import-not-found]
 
     def with_texts(action: int, *details: Any) -> int:
         try:
@@ -3194,7 +3194,7 @@ def _as_authorizer(authorize: Callable[..., int]) -> Callable[..., int]:
     return with_texts
 
 
-def _as_progress_handler(tick: Callable[[], None]) -> Callable[[], object]:
+def _as_progress_handler(tick: Callable[[], None]) -> Callable[[], Any]:
     """Return a function as SQLite's progress handler: if it raises, the statement is to be
     interrupted. PyPy would print a KeyboardInterrupt and go on."""
     if not IS_PYPY:
