@@ -339,7 +339,8 @@ def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None
     Returns: {"migrations": [{"version", "name", "seconds"}], "diff": of the
         schema, unified, "rows": {table: [before, after]} where the number
         changes, "lost": {table: {column: number of values}} of dropped
-        columns, "changed": the same of kept columns, "examples": {table:
+        columns, "changed": the same of kept columns, "filled": the same of
+        new columns in rows that there were, "examples": {table:
         {column: [[key, before, after]]}}, "sequences": {table: [before,
         after]} where AUTOINCREMENT goes back, "broken": [text] on what no
         longer works}.
@@ -419,7 +420,7 @@ def _write_next_script(migrations_dir: StrPath, description: str, schema: StrPat
     return its path."""
     text, notes = "", list[str]()
     if schema is not None and os.path.splitext(description)[1] not in EXTENSIONS[1:]:
-        text, notes = _compare_with_scripts(migrations_dir, schema, connect, **answers)
+        text, notes = _compare_with_scripts(migrations_dir, schema, connect, report, **answers)
         same = f"the scripts already lead to the schema of {os.fsdecode(schema)}"
         if not text and not may_be_empty:
             raise MigrationError(f"{same}. Nothing was written. For a script that changes data, "
@@ -441,7 +442,7 @@ def get_schema(migrations_dir: StrPath, *, to: int | None = None,
     with its indexes and triggers, then the views by name, each with its
     triggers.
     """
-    return _schema_text(_schema_of_scripts(migrations_dir, to, connect))
+    return _schema_of_scripts(migrations_dir, to, connect, _Report())
 
 
 def get_db_schema(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> str:
@@ -567,7 +568,8 @@ class _Run:
         self.broken: list[str] = []  # what no longer works after the run, as messages
         self.objects_before: list[Any] | None = None  # the schema when the run began
         self.measures = False  # count the dangling references before each script
-        self._listing = listing  # of the directory, if this is one of several databases
+        self.listing: _Listing  # of the directory, from run() on
+        self._shared_listing = listing  # that listing, if this is one of several databases
         self._backup_wanted = backup
         self._plans: dict[int, _Plan] = {}  # by version; each retry adds some, and none is lost
         self._now: Callable[[], str] = str  # describes what is being done, for the progress
@@ -579,22 +581,28 @@ class _Run:
         """
         database, report = self.database, self.database.report
         with database.explained(changes=True):
-            listing = self._listing or _scan_for(database, self.folder)
+            self.listing = listing = self._shared_listing or _scan_for(database, self.folder)
             if not self._inspect(listing):
-                up_to_date = "up to date " if self.version <= listing.latest else ""
-                report.result(f"{database.name} is {up_to_date}at version {self.version}")
+                is_clean = self.version <= listing.latest and not self.never_run
+                report.result(f"{database.name} is {'up to date ' * is_clean}at version "
+                              f"{self.version}{self._missed()}")
                 return []
             scripts = [_Script(self.folder, version, name)
                        for version, name in sorted(listing.names.items()) if version <= self.to]
             try:
-                self._apply(scripts, listing)
+                self._apply(scripts)
             except MigrationError:
                 self._warn_of_broken()  # of the scripts before the failed one
                 raise
             self._warn_of_broken()
             report.result(f"{database.name} is at version {self.version}, "
-                          f"{_plural(len(self.applied), 'migration')} applied")
+                          f"{_plural(len(self.applied), 'migration')} applied{self._missed()}")
             return self.applied
+
+    def _missed(self) -> str:
+        """Return what the last line of a run adds if scripts never ran on this database."""
+        number = len(self.never_run)
+        return f"; {_plural(number, 'script')} never ran: see the warning" if number else ""
 
     def _inspect(self, listing: _Listing) -> bool:
         """Read the version, and return True if a script is pending. Warn about scripts that are
@@ -620,7 +628,7 @@ class _Run:
         if refusal:
             raise MigrationError(refusal, version=self.version)
         if states or listing.ignored or self.version > listing.latest:
-            several = bool(self._listing)
+            several = bool(self._shared_listing)
             findings = _Findings(states, listing, self.version, database.name, several,
                                  of_directory=not several)
             self.never_run = findings.never_run
@@ -630,7 +638,7 @@ class _Run:
                 database.report.warn(problem)
         return pending
 
-    def _apply(self, scripts: list[_Script], listing: _Listing) -> None:
+    def _apply(self, scripts: list[_Script]) -> None:
         """The whole story: set the journal mode that the next script begins with; run what comes
         next, together with its version; commit; go on.
 
@@ -655,10 +663,10 @@ class _Run:
                     self._note(run_next(self, pending))
             except _Moved as moved:
                 self.version = moved.version
-                if 0 < self.version < listing.squashed:
+                if 0 < self.version < self.listing.squashed:
                     raise MigrationError(self.database.read(
                         lambda connection, version: _squash_refusal(
-                            connection, version, self.to, listing, self.database.name))[1]
+                            connection, version, self.to, self.listing, self.database.name))[1]
                     ) from None
                 if failure and self.version >= failure.script.version:
                     failure = None  # the other process has applied it
@@ -720,14 +728,13 @@ class _Run:
         self.applied += done
         self.version = done[-1].script.version
 
-    def broken_before(self, connection: sqlite3.Connection) -> list[str]:
-        """Return the names of what did not work any more before this run, if no run has been
-        recorded yet: --check does not count these against the scripts."""
-        objects = self.objects_before or []
-        if not _has_what_can_break(objects) or connection.execute(HAS_HISTORY).fetchall():
-            return []
-        with _closing(_empty_copy(objects)) as scratch:
-            return list(_broken_objects(scratch, objects))
+    def record(self, connection: sqlite3.Connection, done: list[_Applied]) -> None:
+        """Write scripts into the history, in the transaction that applies them."""
+        if connection.execute(HAS_HISTORY).fetchall():
+            broken: Iterable[str] = ()
+        else:
+            broken = _broken_in(self.objects_before or [])
+        _record(connection, self.version, done, self.listing, broken)
 
     def _warn_of_broken(self) -> None:
         """Warn about triggers, views and foreign keys that the run broke. That is known only at
@@ -886,7 +893,7 @@ class _Batch:
     def _commit(self) -> None:
         """Write the history, check that the version has stayed what was set, and commit."""
         connection, last = self._connection, self._done[-1].script
-        _record(connection, self._run.version, self._done, self._run.broken_before(connection))
+        self._run.record(connection, self._done)
         version = _read_version(connection, self._database.name)
         if not connection.execute(HAS_META).fetchall():
             raise MigrationError("_meta is gone from sqlite_master")
@@ -1257,8 +1264,7 @@ def _conclude_on_copy(run: _Run, script: _Script, header: _Header, path: str,
             _check_references(connection, database.report, script, header, _compare_dangling(
                 before, _read_dangling(connection, tables)))
         _set_version(connection, script.version)
-        _record(connection, run.version, [_Applied(script, checksum)],
-                run.broken_before(connection))
+        run.record(connection, [_Applied(script, checksum)])
         version = _read_version(connection, "the working copy")
         if version != script.version:
             raise _ScriptFailed(script, f"_meta says {version}, where {script.version} was "
@@ -1845,7 +1851,13 @@ def _explain_dangling(connection: sqlite3.Connection, found: list[_Dangling], co
     number = sum(each.new for each in new)
     what = f"it leaves {_plural(number, 'dangling reference')}: {new[0].describe(connection)}"
     if not new[0].gone:
-        return what, ("Fix the script. If this is intended, start it with the line "
+        actions = {row[6] for row in connection.execute(
+            f"PRAGMA main.foreign_key_list({_quoted(new[0].child)})").fetchall()
+            if _fold(row[2]) == _fold(new[0].parent) and row[6] not in ("NO ACTION", "RESTRICT")}
+        cascade = "" if comment != "--" or not actions else (
+            f"To make ON DELETE {min(actions)} work, start it with the line "
+            "`PRAGMA foreign_keys = ON;`. ")
+        return what, (f"Fix the script. {cascade}If this is intended, start it with the line "
                       f"`{comment} fastmigrate: no-foreign-key-check`")
     return what, (f"Keep {new[0].parent}, or first drop {new[0].child} or rebuild it without this "
                   "foreign key. If that followed a table that the script renamed, begin the script "
@@ -1865,6 +1877,14 @@ def _has_what_can_break(objects: list[Any]) -> bool:
     """Return whether there is a trigger, a view or a foreign key in a schema."""
     return any(kind in ("view", "trigger") or "references" in sql.lower()
                for kind, *_, sql in objects)
+
+
+def _broken_in(objects: list[Any]) -> list[str]:
+    """Return the names of what does not work in a schema."""
+    if not _has_what_can_break(objects):
+        return []
+    with _closing(_empty_copy(objects)) as scratch:
+        return list(_broken_objects(scratch, objects))
 
 
 def _newly_broken(connection: sqlite3.Connection, before: list[Any],
@@ -2035,8 +2055,7 @@ def _stale_object_remedy(error: str) -> str:
 def _broken_and_known(connection: sqlite3.Connection,
                       ) -> tuple[dict[str, tuple[str, str]], set[str]]:
     """Return what is broken, and the names of what was broken before the tool knew the
-    database: the first run after it was enrolled records them in the history. All are known
-    if there was no run yet."""
+    database, which the history records. All are known if there is no history yet."""
     broken = _broken_objects(connection, _read_objects(connection))
     if not broken:
         return {}, set()
@@ -2424,7 +2443,8 @@ def _describe_twins(listing: _Listing, ran: dict[str, list[str]] | None = None,
                      "applied.")
         else:
             text += _squash_again(listing, names) or (
-                "Renumber what ran on no other database"
+                "Renumber one that ran on no other database" + (
+                    f". If {_cut(moving)} did not" if moving else "")
                 + _move_commands(moving, new_names, listing.folder))
         texts.append(text)
     return texts
@@ -2456,10 +2476,14 @@ def _move_commands(names: list[str], new_names: dict[str, str], folder: str) -> 
 
 # ------------------------------------------------------------------ history
 
-# The table _migration_history has one row for each script that was applied. A row whose name
-# is empty stands for no script: the version was set by hand, so every script up to it counts as
-# applied. A row whose checksum is empty: its script was removed, and that was accepted. The row
-# stays, or a script below it that never ran would no longer be seen to be late.
+# The table _migration_history has one row for each script that was applied, or counts as applied
+# because the database was enrolled or its version was set by hand. Then the row has no time, and
+# it is written by --enroll, or by the first run that follows. Special rows:
+#
+#   no name      the version was set by hand, and has no script: all up to it count as applied
+#   no checksum  the script is gone, and that was accepted, or it could not be read. The row has
+#                to stay, or a script below it that never ran would not be seen to be late.
+#   version 0    its checksum column names what was broken before the tool knew the database
 
 CREATE_HISTORY = (
     "CREATE TABLE IF NOT EXISTS main._migration_history (version INTEGER PRIMARY KEY, "
@@ -2475,6 +2499,7 @@ SELECT_HISTORY = (  # text, whatever something else has written there
 SELECT_NEWEST = (  # count(*) on its own, or SQLite reads every row at every start
     "SELECT version, name = ?, (SELECT count(*) FROM main._migration_history) "
     "FROM main._migration_history ORDER BY version DESC LIMIT 1")
+NO_ROW: Row = ("", "", "")  # of a script that the history does not have
 SELECT_NUMBERS = (
     "SELECT group_concat(version) FROM "
     "(SELECT version FROM main._migration_history ORDER BY version)")
@@ -2543,7 +2568,7 @@ def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing
     states: list[State] = []
     ran_above = False  # a script ran above this number, and the version was not set in between
     for number in sorted({*listing.names, *history}, reverse=True):  # from the last to the first
-        row = history.get(number, ("", "", ""))
+        row = history.get(number, NO_ROW)
         recorded, checksum, when = row
         if number not in listing.names and recorded and checksum:
             states.append((number, recorded, "missing", when, row))
@@ -2578,7 +2603,16 @@ def _checksum(folder: str, name: str) -> str:
                              "again.") from None
 
 
+def _checksum_or_none(folder: str, name: str) -> str:
+    """Return the checksum of a script, "" if it cannot be read."""
+    try:
+        return _checksum(folder, name)
+    except MigrationError:
+        return ""
+
+
 # -------------------------------------------------------------- what is wrong with it
+
 
 def _refuse_twins_for(database: _Database, listing: _Listing) -> None:
     """Raise MigrationError if two scripts have one number; it says which of them ran."""
@@ -2640,16 +2674,22 @@ def _give_numbers(never_run: Iterable[str], ran: Container[str], listing: _Listi
 def _describe_moved(moved: dict[str, State], listing: _Listing, version: int,
                     db: str) -> list[str]:
     """Report the scripts that were renumbered after they had been applied."""
+    import shlex
     texts = []
     for name, (number, other, _, _, (old, _, _)) in moved.items():
-        do = (f"restore a backup of {db} from before version {number}, or create {db} anew: "
-              f"{other}, which has that number now, never ran on it." if number in listing.names
-              else f"restore the old name{_move_commands([name], {name: old}, listing.folder)}")
-        if number in listing.names and number == version and len(moved) == 1:
-            do += (f" To run {other} alone: fastmigrate --set-version {number - 1}, then "
-                   f"--to {int(name[:4]) - 1}, then --set-version {int(name[:4])}.")
-        texts.append(f"{name} is already applied to {db}, as {old}, so nothing is run: it would be "
-                     "applied twice. If it has to run again, add a comment to it. Otherwise " + do)
+        ways = [f"restore the old name{_move_commands([name], {name: old}, listing.folder)}"]
+        if number in listing.names:
+            ways = [f"restore a backup of {db} from before version {number}, or create {db} anew"]
+            if number == version and len(moved) == 1:
+                new, program = int(name[:4]), f"\n    fastmigrate --db {shlex.quote(db)} "
+                ways.insert(0, f"run {other} alone, which has that number now, and never ran on {db}:"
+                            f"{program}--set-version {number - 1}{program}--migrations "
+                            f"{shlex.quote(listing.folder)} --to {new - 1}"
+                            f"{program}--set-version {new}")
+        ways.append("add a comment to it, if it has to run again")
+        texts.append("\n- ".join([
+            f"{name} is already applied to {db}, as {old}. Nothing is run, or it would be applied "
+            "twice. Do one of these:", *ways]))
     return texts
 
 
@@ -2660,8 +2700,9 @@ PROBLEMS = {  # what a state of scripts means to a person, and what to do
                 "applied script was both renamed and edited, restore its name, run fastmigrate "
                 "--accept, then rename it again. If a new script ran on no other database, give "
                 "it the next free number{move}",
-    "edited": "{names}: edited since applied to {db}, which does not have the change. Put the "
-              "change into a new migration or, if none is needed, run fastmigrate --accept.",
+    "edited": "{names}: edited since applied to {db}, which does not have the change. Undo the "
+              "edit, and put the change into a new migration. If {db} needs no change (after an "
+              "edit of a comment, say), run fastmigrate --accept instead.",
     "missing": "{names}: applied to {db}, but not in {folder} any more. Put back what is missing, "
                "because a new database would be built without it, or run fastmigrate --accept.",
 }
@@ -2688,19 +2729,27 @@ def _describe_states(states: list[State], listing: _Listing, version: int, db: s
 
 
 def _record(connection: sqlite3.Connection, version: int, done: list[_Applied],
-            broken: Iterable[str] = ()) -> None:
-    """Record the scripts that were applied to a database at a version. `broken` names what did
-    not work any more before the first script: --check does not count that against them."""
+            listing: _Listing, broken: Iterable[str]) -> None:
+    """Record the scripts that were applied to a database at a version, and those up to it that
+    count as applied and are not recorded yet. `broken` names what did not work any more before
+    the first script: --check does not count that against the scripts."""
     connection.execute(CREATE_HISTORY)
     # Another tool may have set the version back, and left what lies above.
     connection.execute(DELETE_HISTORY, (version + 1, MAX_VERSION)).fetchall()
     now = _utc()
     rows = [(applied.script.version, applied.script.name, applied.checksum, now)
             for applied in done]
+    if broken:
+        rows.append((0, "", "\n".join(broken), now))
     is_recorded = connection.execute(
         "SELECT 1 FROM main._migration_history WHERE version = ?", (version,)).fetchall()
-    if broken or version and not is_recorded:
-        rows.insert(0, (version, "", "\n".join(broken), now))  # it was set by hand
+    if version and not is_recorded:
+        if version not in listing.names:
+            rows.append((version, "", "", now))
+        rows += [(number, name, _checksum_or_none(listing.folder, name), "")
+                 for number, name, state, _, row in _read_states(
+                     connection, version, listing, "the database", thorough=True)
+                 if state == "applied" and row == NO_ROW]
     connection.executemany(INSERT_HISTORY, rows)
 
 
@@ -4586,11 +4635,12 @@ def _column_questions(answers: _Answers, table: str) -> Iterator[str]:
         has_value = column.default or column.is_rowid or column.is_generated
         if is_required and not has_value and (table, key) not in answers.fills:
             is_number = re.search("int|real|num|floa|doub|dec|bool", _fold(column.type))
+            rows = "where it is NULL" if was else "that there are"
             yield (f"  The column {title}.{column.name} must not be NULL and has no default. Give "
-                   "the value for rows\n  that have none"
-                   + ", or the column itself, which fails if there are any" * bool(was) + ":")
+                   f"its value for the\n  rows {rows}, as SQL:")
             yield _option("fill", dotted, "0" if is_number else "''")
             if was:
+                yield "  or its own name, if there are no such rows: the script fails if there are"
                 yield _option("fill", dotted, _name(column.name))
 
 
@@ -4704,7 +4754,7 @@ def _run_schema_statement(wanted: sqlite3.Connection, statement: str) -> str:
 
 
 def _compare_with_scripts(migrations_dir: StrPath, schema: StrPath, connect: Connect,
-                          rename: dict[str, str], drop: list[str],
+                          report: _Report, rename: dict[str, str], drop: list[str],
                           fill: dict[str, str]) -> tuple[str, list[str]]:
     """Return the statements that lead from the schema of the scripts to that of a file, ""
     if there is no difference, and notes on what they drop and rebuild.
@@ -4717,6 +4767,7 @@ def _compare_with_scripts(migrations_dir: StrPath, schema: StrPath, connect: Con
             _closing(scripts.open(":memory:")) as scratch, \
             _closing(scripts.open(":memory:")) as wanted:
         if os.path.exists(migrations_dir):
+            _announce(report, migrations_dir)
             scripts.replay(migrations_dir, None)
         _copy_schema(scripts.connection, scratch)
         _copy_pragmas(scratch, wanted)  # a file that does not speak of these leaves them alone
@@ -4745,9 +4796,11 @@ def _compare_with_scripts(migrations_dir: StrPath, schema: StrPath, connect: Con
         return "\n".join(lines).lstrip("\n"), change.notes
 
 
-def _verify_schema_file(migrations_dir: StrPath, schema: str, connect: Connect) -> str:
+def _verify_schema_file(migrations_dir: StrPath, schema: str, connect: Connect,
+                        report: _Report) -> str:
     """Return how a schema file differs from the schema of the scripts, "" if it does not."""
     text = _read_schema_file(schema)
+    _announce(report, migrations_dir)
     with _MemoryDatabase(connect) as scripts, scripts.explained():
         scripts.replay(migrations_dir, None)
         with _closing(scripts.open(":memory:")) as wanted:
@@ -4788,11 +4841,13 @@ def _recreate(connection: sqlite3.Connection, table_name: str, definitions: str,
         return [statement for _, statement in change.statements]
 
 
-def _schema_of_scripts(migrations_dir: StrPath, to: int | None, connect: Connect) -> Schema:
+def _schema_of_scripts(migrations_dir: StrPath, to: int | None, connect: Connect,
+                       report: _Report) -> str:
+    """Return what get_schema() returns."""
+    _announce(report, migrations_dir, to=MAX_VERSION if to is None else to)
     with _MemoryDatabase(connect) as scratch:
         scratch.replay(migrations_dir, to)
-        schema: Schema = scratch.read(_read_schema)[1]
-        return schema
+        return _schema_text(scratch.read(_read_schema)[1])
 
 
 def _create_script(folder: str, description: str, text: str, notes: list[str]) -> str:
@@ -4840,7 +4895,7 @@ def _squash(folder: str, to: int, connect: Connect, report: _Report) -> str:
     path = os.path.join(folder, f"{to:04d}{SQUASHED_ENDING}")
     before = os.path.join(folder, f"before-{to:04d}")
     names = _squash_names(folder, to, path, before)
-    _announce(report, folder, names, "a scratch database")
+    _announce(report, folder, to=to)
     with tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
         built = _ScratchFile(os.path.join(room, "built.db"), connect)
         new = os.path.join(room, os.path.basename(path))
@@ -5159,7 +5214,7 @@ def _verify(database: _Database, folder: str) -> str:
         _refuse_twins_for(database, listing)
     version, schema = database.read(
         lambda connection, version: _schema_without_tools(database, connection))
-    _announce(database.report, folder, listing.names, "a scratch database", to=version)
+    _announce(database.report, folder, to=version)
     with _MemoryDatabase(database.connect) as scratch:
         return _diff_from_scripts(scratch, folder, version, schema, database.name)
 
@@ -5173,13 +5228,14 @@ def _schema_without_tools(database: _Database, connection: sqlite3.Connection) -
     return _read_schema(connection)
 
 
-def _announce(report: _Report, folder: str, names: dict[int, str], where: str,
+def _announce(report: _Report, migrations_dir: StrPath, where: str = "a scratch database",
               version: int = 0, to: int = MAX_VERSION) -> None:
     """Warn, before the scripts from a version up to another run on something other than their
     database, of those that can do things elsewhere."""
     import re
     attach = re.compile(rb"""\battach\s+(?:database\s+)?('[^']*'|"[^"]*"|[?:@$]\w*)\s+as\s""", re.I)
-    scripts = [_Script(folder, number, name) for number, name in sorted(names.items())
+    folder = os.fsdecode(migrations_dir)
+    scripts = [_Script(folder, number, name) for number, name in sorted(_scan(folder).names.items())
                if version < number <= to]
     found = [script.name for script in scripts if not script.is_sql
              or any(attach.search(data) for data in _Reading(script).lines())]
@@ -5206,18 +5262,21 @@ def _enroll(database: _Database, folder: str) -> int:
                                  "Nothing was changed. Run fastmigrate without --enroll.")
         _forget(connection, MAX_VERSION, database.name)  # fails if the history is not ours
         schema = _schema_without_tools(database, connection)
-        names: dict[int, str] = {}
-        if os.path.exists(folder):
-            names, listing = _scripts(folder), _scan(folder)
+        objects = connection.execute(SELECT_OBJECTS).fetchall()
+        listing = _scan(folder) if os.path.exists(folder) else None
+        if listing:
+            _refuse_twins(listing)
             if listing.ignored:
                 database.report.warn(_describe_ignored(listing))
-        if names:
-            _announce(database.report, folder, names, "a scratch database")
-            version = _find_version(database, schema, folder, sorted(names))
+        if listing and listing.names:
+            _announce(database.report, folder)
+            version = _find_version(database, schema, folder, sorted(listing.names))
         else:
             version = _enroll_script(database, schema, folder)
+            listing = _scan(folder)
         connection.execute(CREATE_META)
         connection.execute(INSERT_META, (version,)).fetchall()
+        _record(connection, version, [], listing, _broken_in(objects))
         database.commit(connection)
         return version
 
@@ -5278,8 +5337,8 @@ def _rehearse(database: _Database, folder: str, to: int | None, examples: int) -
     with database.explained():
         listing = _scan(folder)
         _refuse_twins_for(database, listing)
-    _announce(database.report, folder, listing.names, f"a copy of {database.name}",
-              database.read()[0], MAX_VERSION if to is None else to)
+    _announce(database.report, folder, f"a copy of {database.name}", database.read()[0],
+              MAX_VERSION if to is None else to)
     with database.explained(), tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
         copy, before = _Rehearsed(database, os.path.join(room, "copy.db")), f"{room}/before.db"
         copy.copy_to(before)
@@ -5324,12 +5383,14 @@ def _read_contents(connection: sqlite3.Connection, version: int,
 def _compare_rows(connection: sqlite3.Connection, before: dict[str, _Table],
                   after: dict[str, _Table], examples: int) -> dict[str, dict[str, Any]]:
     """Compare the tables of the attached database `before` with those of the same name: return
-    {"lost": {table: {column: values}}, "changed": {table: {column: values}}, "examples":
-    {table: {column: [[key, before, after]]}}, "sequences": {table: [before, after]}}.
+    {"lost": {table: {column: values}}, "changed": {table: {column: values}}, "filled": {table:
+    {column: values}}, "examples": {table: {column: [[key, before, after]]}}, "sequences":
+    {table: [before, after]}}.
 
     SQLite compares, table by table, so that memory holds no rows.
     """
-    found: dict[str, dict[str, Any]] = {"lost": {}, "changed": {}, "examples": {}, "sequences": {}}
+    found: dict[str, dict[str, Any]] = {
+        "lost": {}, "changed": {}, "filled": {}, "examples": {}, "sequences": {}}
     for table in sorted(before.keys() & after.keys()):
         old, new = before[table], after[table]
         back = [old.sequence, new.sequence] if new.sequence < old.sequence else []
@@ -5340,9 +5401,10 @@ def _compare_rows(connection: sqlite3.Connection, before: dict[str, _Table],
 
 
 def _compare_table(connection: sqlite3.Connection, old: _Table, new: _Table, examples: int,
-                   ) -> tuple[dict[str, int], dict[str, int], dict[str, list[Any]]]:
+                   ) -> tuple[dict[str, int], dict[str, int], dict[str, int], dict[str, Any]]:
     """Return the number of values, other than NULL, lost with each dropped column, that of the
-    values changed in each kept one, and examples of the changed ones.
+    values changed in each kept one, that of the values in each new one of rows that there were
+    before, and examples of the changed ones.
 
     A dropped column whose values another one holds now was renamed, and lost nothing. A row
     that is no longer there under its key counts for the key, unless the table has become
@@ -5354,8 +5416,10 @@ def _compare_table(connection: sqlite3.Connection, old: _Table, new: _Table, exa
     key = _matching_key(old, new)
     source, target = f"before.{_quoted(old.name)} AS b", f"main.{_quoted(new.name)} AS a"
     joined = f"{source} JOIN {target} ON " + (" AND ".join(f"b.{n} = a.{n}" for n in key) or "0")
-    matched, *numbers = _count(connection, joined, "1", *(_differs(name, name) for name in kept))
+    matched, *numbers = _count(connection, joined, "1", *(_differs(name, name) for name in kept),
+                               *(f"a.{_quoted(name)} IS NOT NULL" for name in added))
     changed = {name: number for name, number in zip(kept, numbers) if number}
+    filled = {name: number for name, number in zip(added, numbers[len(kept):]) if number}
     shown = {name: [[*row] for row in connection.execute(
         f"SELECT {', '.join(f'b.{n}' for n in key)}, b.{_quoted(name)}, a.{_quoted(name)} "
         f"FROM {joined} WHERE {_differs(name, name)} LIMIT {examples}").fetchall()]
@@ -5367,11 +5431,13 @@ def _compare_table(connection: sqlite3.Connection, old: _Table, new: _Table, exa
     lost = {}
     for name in gone:
         number = _count(connection, source, f"b.{_quoted(name)} IS NOT NULL")[0]
-        renamed = matched and any(
-            _count(connection, joined, _differs(name, other)) == [0] for other in added)
+        renamed = [other for other in added if matched
+                   and _count(connection, joined, _differs(name, other)) == [0]]
         if number and not renamed:
             lost[name] = number
-    return lost, changed, shown
+        for other in renamed:
+            filled.pop(other, None)
+    return lost, changed, filled, shown
 
 
 def _matching_key(old: _Table, new: _Table) -> list[str]:
@@ -6006,6 +6072,7 @@ def _show_rehearsal(found: dict[str, Any], path: str, report: _Report) -> _Outco
             ("rows", found["rows"]),
             ("values lost with a dropped column", by_column(found["lost"])),
             ("values changed", by_column(found["changed"])),
+            ("values in new columns", by_column(found["filled"])),
             ("AUTOINCREMENT goes back, so that ids are used again", found["sequences"])):
         if changes:
             report.result(f"\n{title}:")
@@ -6253,12 +6320,12 @@ def _main(argv: list[str] | None, connect: Connect, databases: list[str],
         if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
             sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # as schema.sql is read
         # Not by _say(): half a file must not pass for the whole one.
-        text = get_schema(arguments.migrations, to=arguments.to, connect=connect)
+        text = _schema_of_scripts(arguments.migrations, arguments.to, connect, report)
         print(text, end="", flush=True)
         return 0
     if arguments.schema is not None:
         path = arguments.schema
-        diff = _verify_schema_file(arguments.migrations, path, connect)
+        diff = _verify_schema_file(arguments.migrations, path, connect, report)
         return _show_difference(
             diff, path, "is not the schema of the scripts. Write the script that leads to it with "
             f"--new WORDS --schema {path}, or write {path} anew with --print-schema.", report)

@@ -791,8 +791,10 @@ class SqlScripts(Case):
         self.assertEqual(result.err, "")
         self.assertEqual(self.tables(), {"t3"})
         self.assertEqual(self.works(self.go()).err, "")
-        self.assertEqual(self.sql("SELECT name FROM _migration_history WHERE name <> ''"),
-                         [("0003-x.sql",)])
+        self.assertEqual(self.sql("SELECT name, applied_at = '' FROM _migration_history"),
+                         [("0001-x.sql", 1), ("0002-x.sql", 1), ("0003-x.sql", 0)])
+        self.script("0001-x.sql", "CREATE TABLE changed (x);")
+        self.refuses(self.go("--check"), "0001-x.sql: edited since applied to x.db")
 
 
 class ConnectionState(Case):
@@ -2609,7 +2611,8 @@ class Drift(Case):
         for _ in range(2):
             self.assertNotIn("0010-x.sql", self.works(self.go()).err)
         self.assertEqual(self.sql("SELECT version, name, checksum FROM _migration_history "
-                                  "WHERE version BETWEEN 6 AND 20"), [(20, "", "")])
+                                  "WHERE version BETWEEN 6 AND 20"), [
+                                      (10, "0010-x.sql", "48bf672b-c"), (20, "", "")])
         self.script("0003-x.sql", "SELECT nope;")
         self.assertIn("0003-x.sql", self.works(self.go()).err)
         self.assertEqual(self.states()["0010-x.sql"], "applied")
@@ -2792,11 +2795,12 @@ class Collisions(Case):
         before = self.sql("SELECT x FROM init")
         os.rename("m/0002-jane.sql", "m/0003-jane.sql")
         self.script("0002-rob.sql", "CREATE TABLE rob (x);")
-        self.refuses(self.go(), "To run 0002-rob.sql alone: fastmigrate --set-version 1, then "
-                     "--to 2, then --set-version 3.")
-        for arguments in (("--set-version", 1), ("--to", 2), ("--set-version", 3), ("--check",),
-                          ("--verify",)):
-            self.works(self.go(*arguments))
+        commands = re.findall("    fastmigrate (.*)", self.refuses(self.go()).err)
+        self.assertEqual(len(commands), 3)
+        for command in commands:
+            self.works(self.run_main(*command.split()))
+        self.works(self.go("--check"))
+        self.works(self.go("--verify"))
         self.assertEqual(self.sql("SELECT x FROM init"), before)
 
     def test_of_several_databases_none_gets_a_command_for_what_ran_on_another(self):
@@ -3883,6 +3887,43 @@ class EnrollingSafely(Case):
         self.refuses(self.go("--enroll"), "a table _migration_history that is not fastmigrate's")
         self.assertEqual(Path("x.db").read_bytes(), before)
 
+    def test_an_edit_of_a_script_that_counts_as_applied_is_reported(self):
+        for number in (1, 2):
+            self.script(f"{number:04d}-x.sql", f"CREATE TABLE t{number} (x);")
+        self.old("CREATE TABLE t1 (x); CREATE TABLE t2 (x)")
+        self.works(self.go("--enroll"))
+        self.old("CREATE TABLE t1 (x); CREATE TABLE t2 (x)", "y.db")
+        fastmigrate.set_db_version("y.db", 2)
+        self.script("0003-x.sql", "CREATE TABLE t3 (x);")
+        self.works(self.run_main("--db", "y.db", "--migrations", "m"))
+        self.script("0001-x.sql", "CREATE TABLE t1 (x, y);")
+        for db in ("x.db", "y.db"):
+            states = [(each["name"], each["state"], bool(each["applied_at"]))
+                      for each in fastmigrate.status(db, "m")["migrations"]]
+            self.assertEqual(states, [("0001-x.sql", "edited", False),
+                                      ("0002-x.sql", "applied", False),
+                                      ("0003-x.sql", *(("applied", True) if db == "y.db" else
+                                                       ("pending", False)))])
+
+    @unittest.skipIf(os.name != "posix" or not os.getuid(), "root can read all files")
+    def test_a_script_that_counts_as_applied_need_not_be_readable(self):
+        self.script("0001-x.sql", "CREATE TABLE t1 (x);")
+        os.chmod("m/0001-x.sql", 0)
+        self.old("CREATE TABLE t1 (x)")
+        fastmigrate.set_db_version("x.db", 1)
+        self.script("0002-x.sql", "CREATE TABLE t2 (x);")
+        self.works(self.go())
+
+    def test_what_was_broken_when_a_database_was_enrolled_is_only_a_warning(self):
+        self.old("CREATE TABLE t (x); CREATE VIEW v AS SELECT nope FROM t")
+        self.script("0001-x.sql", "CREATE TABLE t (x); CREATE VIEW v AS SELECT nope FROM t;")
+        self.works(self.go("--enroll"))
+        self.assertIn("view v does not compile", self.works(self.go("--check")).err)
+        self.script("0002-x.sql", "CREATE VIEW w AS SELECT gone FROM t;")
+        self.works(self.go())
+        result = self.refuses(self.go("--check"), "view w does not compile")
+        self.assertIn("warning: in x.db, view v does not compile", result.err)
+
     def test_a_script_with_another_name_in_the_directory_is_reported(self):
         self.old("CREATE TABLE t (x)")
         self.script("1-a.sql", "CREATE TABLE t (x);")
@@ -3972,7 +4013,13 @@ class EnrollingSafely(Case):
         text = ("warning: now running on {}: 0002-b.sh. What they do outside of it (files, other "
                 "databases, the network) really happens.\n")
         self.assertTrue(self.works(self.go("--enroll")).err.startswith(text.format("a scratch database")))
-        self.assertEqual(self.works(self.go("--verify")).err, text.format("a scratch database"))
+        Path("schema.sql").write_text("CREATE TABLE t (a);")
+        for arguments in (("--verify",), ("--print-schema",), ("--verify", "--schema", "schema.sql")):
+            self.assertEqual(self.works(self.go(*arguments)).err, text.format("a scratch database"))
+        Path("schema.sql").write_text("CREATE TABLE t (a, b);")
+        self.assertTrue(self.works(self.go("--new", "b", "--schema", "schema.sql")).err.startswith(
+            text.format("a scratch database")))
+        os.unlink("m/0003-b.sql")
         fastmigrate.set_db_version("x.db", 1)
         self.assertEqual(self.works(self.go("--verify")).err, "")
         self.assertEqual(self.works(self.go("--rehearse")).err, text.format("a copy of x.db"))
@@ -4011,7 +4058,7 @@ class RehearsingData(Case):
         before = Path("x.db").read_bytes()
         found = fastmigrate.rehearse("x.db", "m", **options)
         self.assertEqual(Path("x.db").read_bytes(), before)
-        return {key: found[key] for key in ("lost", "changed", "sequences") if found[key]}
+        return {key: found[key] for key in ("lost", "changed", "filled", "sequences") if found[key]}
 
     USERS = ("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT COLLATE NOCASE, fax, age);"
              "INSERT INTO users VALUES (1, 'Ann', '12', 30), (2, 'Bob', NULL, 40), (9, 'Cy', '', '050');")
@@ -4032,6 +4079,8 @@ class RehearsingData(Case):
                 ("UPDATE users SET id = id + 10 WHERE id < 9;", {"changed": {"users": {"id": 2}}}),
                 ("DELETE FROM users WHERE id = 2;", {}),
                 ("DROP TABLE users;", {}),
+                ("ALTER TABLE users ADD COLUMN x; UPDATE users SET x = 1 WHERE id < 9;"
+                 "INSERT INTO users VALUES (10, 'Di', '', 1, 2);", {"filled": {"users": {"x": 2}}}),
                 ("ALTER TABLE users ADD COLUMN x DEFAULT 5; ALTER TABLE users RENAME TO people;", {})):
             with self.subTest(change):
                 self.assertEqual(self.rehearsed(self.USERS, change), expected)
@@ -5311,8 +5360,9 @@ Fix the script, then run this again.
 error: m/0002-b.sql: it leaves 3 dangling references: album row 10 refers to a row of artist that \
 does not exist
 x.db is still at version 1; the script was rolled back.
-Fix the script. If this is intended, start it with the line `-- fastmigrate: no-foreign-key-check`, \
-then run this again.
+Fix the script. To make ON DELETE CASCADE work, start it with the line `PRAGMA foreign_keys = ON;`. \
+If this is intended, start it with the line `-- fastmigrate: no-foreign-key-check`, then run this \
+again.
 """)
         self.script("0002-b.sql", "-- fastmigrate: no-foreign-key-check\nDELETE FROM artist;")
         self.says("""
@@ -5364,11 +5414,11 @@ warning: ignored (bad file name): 1-a.sql. In m, a migration script is named NNN
         self.script("0001-b.sql")
         os.unlink("m/1-a.sql")
         self.says("""
-error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied. Renumber what ran on no other database:
+error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied. Renumber one that ran on no other database. If 0001-b.sql did not:
     mv m/0001-b.sql m/0002-b.sql
 """)
         self.says("""
-error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied. Renumber what ran on no other database:
+error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied. Renumber one that ran on no other database. If 0001-b.sql did not:
     mv m/0001-b.sql m/0002-b.sql
 """, "--verify")
         shutil.rmtree("m")
@@ -5388,7 +5438,7 @@ error: there is no migrations directory m. Create it, or name another one (--mig
         self.says("""
 warning: 0003-x.sql: never run on x.db, which was already at a higher version. If applied to no other database, renumber above the latest script:
     mv m/0003-x.sql m/0006-x.sql
-warning: 0001-x.sql: edited since applied to x.db, which does not have the change. Put the change into a new migration or, if none is needed, run fastmigrate --accept.
+warning: 0001-x.sql: edited since applied to x.db, which does not have the change. Undo the edit, and put the change into a new migration. If x.db needs no change (after an edit of a comment, say), run fastmigrate --accept instead.
 warning: 0002-x.sql: applied to x.db, but not in m any more. Put back what is missing, because a new database would be built without it, or run fastmigrate --accept.
 """, code=0)
         shutil.rmtree("m")
@@ -5411,12 +5461,20 @@ warning: x.db is at version 5, newer than the scripts in m, which end at 0: is t
         migrate("x.db", "m")
         os.rename("m/0003-jane.sql", "m/0004-jane.sql")
         self.says("""
-error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql, so nothing is run: it would be applied twice. If it has to run again, add a comment to it. Otherwise restore the old name:
+error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql. Nothing is run, or it would be applied twice. Do one of these:
+- restore the old name:
     mv m/0004-jane.sql m/0003-jane.sql
+- add a comment to it, if it has to run again
 """)
         self.script("0003-rob.sql", "SELECT 4;")
         self.says("""
-error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql, so nothing is run: it would be applied twice. If it has to run again, add a comment to it. Otherwise restore a backup of x.db from before version 3, or create x.db anew: 0003-rob.sql, which has that number now, never ran on it. To run 0003-rob.sql alone: fastmigrate --set-version 2, then --to 3, then --set-version 4.
+error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql. Nothing is run, or it would be applied twice. Do one of these:
+- run 0003-rob.sql alone, which has that number now, and never ran on x.db:
+    fastmigrate --db x.db --set-version 2
+    fastmigrate --db x.db --migrations m --to 3
+    fastmigrate --db x.db --set-version 4
+- restore a backup of x.db from before version 3, or create x.db anew
+- add a comment to it, if it has to run again
 """)
 
         os.unlink("m/0004-jane.sql")
