@@ -2682,8 +2682,8 @@ def _describe_moved(moved: dict[str, State], listing: _Listing, version: int,
             ways = [f"restore a backup of {db} from before version {number}, or create {db} anew"]
             if number == version and len(moved) == 1:
                 new, program = int(name[:4]), f"\n    fastmigrate --db {shlex.quote(db)} "
-                ways.insert(0, f"run {other} alone, which has that number now, and never ran on {db}:"
-                            f"{program}--set-version {number - 1}{program}--migrations "
+                ways.insert(0, f"run {other} alone, which has that number now, and never ran on "
+                            f"{db}:{program}--set-version {number - 1}{program}--migrations "
                             f"{shlex.quote(listing.folder)} --to {new - 1}"
                             f"{program}--set-version {new}")
         ways.append("add a comment to it, if it has to run again")
