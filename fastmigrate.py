@@ -625,17 +625,17 @@ class _Run:
                 f"{database.name} is at version {self.version}, beyond {self.to}. Nothing was "
                 "changed. There are no down migrations: restore a backup, with restore_db() or "
                 "--restore.", version=self.version)
-        if refusal:
-            raise MigrationError(refusal, version=self.version)
+        refusals, warnings = [refusal] if refusal else [], []
         if states or listing.ignored or self.version > listing.latest:
             several = bool(self._shared_listing)
             findings = _Findings(states, listing, self.version, database.name, several,
                                  of_directory=not several)
-            self.never_run = findings.never_run
-            if findings.refusals:
-                raise MigrationError("\n".join(findings.refusals), version=self.version)
-            for problem in findings.warnings:
-                database.report.warn(problem)
+            self.never_run, warnings = findings.never_run, findings.warnings
+            refusals = findings.refusals or refusals
+        if refusals:
+            raise MigrationError("\n".join(refusals), version=self.version)
+        for problem in warnings:
+            database.report.warn(problem)
         return pending
 
     def _apply(self, scripts: list[_Script]) -> None:
@@ -2385,6 +2385,7 @@ def _scan(migrations_dir: StrPath) -> _Listing:
         others += twins.pop(0, [names[0]])
         del names[0]
     twins = {number: sorted(twins[number]) for number in sorted(twins)}
+    names.update((number, twins[number][0]) for number in twins)  # not what the system lists first
     return _Listing(folder, names, twins, _look_like_scripts(others, alone=not names))
 
 
