@@ -293,12 +293,16 @@ def build_db(migrations_dir: StrPath, path: StrPath | None = None, *, to: int | 
             connection = connect(":memory:")  # with the settings that it gives
             _copy_pages(memory.connection, connection)
             return connection
-    database = _Database(path, connect=connect)
+    database = _BuiltFile(path, connect=connect)
     if not database.is_missing():
         raise MigrationError(f"{database.name} already exists. Nothing was changed. Give the "
                              "path of a new file.")
     database.create()
-    _Run(database, migrations_dir, to).run()
+    try:
+        _replay(database, migrations_dir, to)
+    except BaseException:
+        _remove_database(database.path)
+        raise
     return connect(database.path)
 
 
@@ -398,7 +402,8 @@ def new_migration(migrations_dir: StrPath, description: str, *, schema: StrPath 
         fill: values, as SQL expressions over the row of today, for columns
             that are new or become NOT NULL: {"users.n": "length(name)"}. An
             existing column gets the value where it is NULL; if the
-            expression names the column itself, everywhere.
+            expression names the column itself, everywhere. In it, what is
+            renamed has its new name.
 
     Raises: ValueError also if there are no words, or 9999 is taken;
         FileNotFoundError if there is no such schema file; MigrationError
@@ -408,7 +413,8 @@ def new_migration(migrations_dir: StrPath, description: str, *, schema: StrPath 
     from pathlib import Path
     if schema is None and (rename or drop or fill):
         raise MigrationError("rename, drop and fill need a schema file. Nothing was written.")
-    answers = {"rename": dict(rename), "drop": list(drop), "fill": dict(fill)}
+    answers = {"rename": dict(rename), "drop": list(drop),
+               "fill": {name: str(value) for name, value in fill.items()}}
     return Path(_write_next_script(migrations_dir, description, schema, answers, connect,
                                    _Report()))
 
@@ -487,9 +493,16 @@ def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
     database.must_exist()
     with database.explained(), database.writing() as connection:
         before = _read_dangling(connection, _parents(connection))
-        for statement in _recreate(connection, table_name, new_column_defs,
-                                   lambda: database.open(":memory:")):
-            connection.execute(statement).fetchall()
+        statements = _recreate(connection, table_name, new_column_defs,
+                               lambda: database.open(":memory:"))
+        try:
+            for statement in statements:
+                connection.execute(statement).fetchall()
+        except connection.IntegrityError as error:
+            raise MigrationError(
+                f"the rows of {table_name} in {database.name} do not fit the new definition: "
+                f"{error} ({table_name}_new is the new table). Nothing was changed. Change the "
+                "rows first, or the definition.") from error
         found = _compare_dangling(before, _read_dangling(connection, _parents(connection)))
         if any(dangling.new for dangling in found):
             what, _ = _explain_dangling(connection, found, "--")
@@ -1456,8 +1469,9 @@ class _WorkingCopy:
         gate = database.open(self.path)
         try:
             _prepare_for_writing(gate, durable=False)
-            for statement in ("PRAGMA auto_vacuum = NONE", f"PRAGMA page_size = {size}",
-                              f"PRAGMA encoding = '{encoding}'", "CREATE TABLE gate (x)",
+            for statement in ("PRAGMA journal_mode = DELETE", "PRAGMA auto_vacuum = NONE",
+                              f"PRAGMA page_size = {size}", f"PRAGMA encoding = '{encoding}'",
+                              "CREATE TABLE gate (x)",
                               f"INSERT INTO gate VALUES (zeroblob({GATE_PAGES * size}))",
                               "DROP TABLE gate"):
                 gate.execute(statement).fetchall()
@@ -1794,15 +1808,16 @@ class _Dangling:
 
     def describe(self, connection: sqlite3.Connection) -> str:
         """Return a sentence on one of the new ones."""
+        child = _read_table(connection, self.child)[0]
         if self.gone:
-            return f"{self.child} refers to the table {self.parent}, which does not exist"
+            return f"{child} refers to the table {self.parent}, which does not exist"
         where = " AND ".join(f"CAST({_quoted(column)} AS BLOB) = ?" for column in self.columns)
         try:
             rowid = connection.execute(f"SELECT min(rowid) FROM main.{_quoted(self.child)} "
                                        f"WHERE {where}", self.example).fetchall()[0][0]
-            row = f"{self.child} row {rowid}"
+            row = f"{child} row {rowid}"
         except connection.OperationalError:  # it is WITHOUT ROWID
-            row = f"a row of {self.child} with " + " and ".join(
+            row = f"a row of {child} with " + " and ".join(
                 f"{column} = {data.decode(errors='replace')}"
                 for column, data in zip(self.columns, self.example))
         return f"{row} refers to a row of {self.parent} that does not exist"
@@ -1839,8 +1854,8 @@ def _check_references(connection: sqlite3.Connection, report: _Report, script: _
         report.warn(f"{script.name} leaves {_plural(new, 'dangling reference')}, as its "
                     "no-foreign-key-check allows")
     if old:
-        report.warn(f"there are {_plural(old, 'reference')} to rows that do not exist, from "
-                    f"before {script.name}. See PRAGMA foreign_key_check.")
+        report.warn(f"{_plural(old, 'reference')} to rows that do not exist, from before "
+                    f"{script.name}: see PRAGMA foreign_key_check")
 
 
 def _explain_dangling(connection: sqlite3.Connection, found: list[_Dangling], comment: str,
@@ -1861,7 +1876,9 @@ def _explain_dangling(connection: sqlite3.Connection, found: list[_Dangling], co
                       f"`{comment} fastmigrate: no-foreign-key-check`")
     return what, (f"Keep {new[0].parent}, or first drop {new[0].child} or rebuild it without this "
                   "foreign key. If that followed a table that the script renamed, begin the script "
-                  "with the line `PRAGMA legacy_alter_table = ON;`")
+                  "with the line `PRAGMA legacy_alter_table = ON;`. If a later script creates "
+                  f"{new[0].parent}, begin this one with `{comment} fastmigrate: "
+                  "no-foreign-key-check`")
 
 
 # -------------------------------------------------------------- what no longer works
@@ -2235,10 +2252,14 @@ def _parse_pragma(statement: str) -> tuple[str, str]:
     """Return the name of a PRAGMA and the value that it sets, both "" for other statements."""
     if statement[:6].lower() != "pragma":
         return "", ""
-    import re
-    found = re.match(r"pragma\s+(?:\w+\s*\.\s*)?(\w+)\s*(?:[=(]\s*[\"']?([\w-]+))?",
-                     statement, re.I)
-    return (found[1].lower(), (found[2] or "").lower()) if found else ("", "")
+    first, *words = [_fold(_bare(text)) for kind, text, _ in _tokens(statement)
+                     if kind != "comment"]
+    if words[1:2] == ["."]:
+        del words[:2]  # the name of the schema
+    if first != "pragma" or not words:
+        return "", ""
+    sets = words[1:2] in (["="], ["("])
+    return words[0], "".join(words[2:4] if words[2:3] == ["-"] else words[2:3]) if sets else ""
 
 
 def _find_end_of_statements(text: str) -> int:
@@ -2301,7 +2322,9 @@ def _undo_section(text: str, line: int, since: int = 0) -> tuple[int, bool]:
         return 0, False
     import re
     undo = re.compile(r"--\s*(\+(goose|migrate|micrate)\s+down|migrate:down)\b", re.I)
-    if not undo.search(text):  # as in nearly every script; the rest is slow
+    if re.match(r"(--[^\n]*\n|\s)*--\s*@?up\s*\n", text, re.I):  # at the head of the script
+        undo = re.compile(r"--\s*@?down\s*\Z", re.I)
+    elif not undo.search(text):  # as in nearly every script; the rest is slow
         return 0, False
     tokens = re.compile(  # so that a line within a string is not taken for a comment
         r"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|/\*.*?(?:\*/|\Z)|--[^\n]*""", re.S)
@@ -2453,6 +2476,13 @@ def _describe_twins(listing: _Listing, ran: dict[str, list[str]] | None = None,
 
 def _describe_ignored(listing: _Listing) -> str:
     return f"ignored (bad file name): {_cut(listing.ignored)}. In {listing.folder}, {NAMING_RULE}."
+
+
+def _program_for(db: str, folder: str) -> str:
+    """Return the command line for a database and its scripts, ready to paste."""
+    import shlex
+    migrations = "" if folder == "migrations" else f" --migrations {shlex.quote(folder)}"
+    return f"fastmigrate --db {shlex.quote(db)}{migrations}"
 
 
 def _cut(names: list[str]) -> str:
@@ -2675,17 +2705,15 @@ def _give_numbers(never_run: Iterable[str], ran: Container[str], listing: _Listi
 def _describe_moved(moved: dict[str, State], listing: _Listing, version: int,
                     db: str) -> list[str]:
     """Report the scripts that were renumbered after they had been applied."""
-    import shlex
     texts = []
     for name, (number, other, _, _, (old, _, _)) in moved.items():
         ways = [f"restore the old name{_move_commands([name], {name: old}, listing.folder)}"]
         if number in listing.names:
             ways = [f"restore a backup of {db} from before version {number}, or create {db} anew"]
             if number == version and len(moved) == 1:
-                new, program = int(name[:4]), f"\n    fastmigrate --db {shlex.quote(db)} "
+                new, program = int(name[:4]), f"\n    {_program_for(db, listing.folder)} "
                 ways.insert(0, f"run {other} alone, which has that number now, and never ran on "
-                            f"{db}:{program}--set-version {number - 1}{program}--migrations "
-                            f"{shlex.quote(listing.folder)} --to {new - 1}"
+                            f"{db}:{program}--set-version {number - 1}{program}--to {new - 1}"
                             f"{program}--set-version {new}")
         ways.append("add a comment to it, if it has to run again")
         texts.append("\n- ".join([
@@ -2698,14 +2726,14 @@ PROBLEMS = {  # what a state of scripts means to a person, and what to do
     "late": "{names}: never run on {db}, which was already at a higher version. If applied to no "
             "other database, renumber above the latest script{move}",
     "conflict": "{names}: never run on {db}, where {others} ran under the same number. If an "
-                "applied script was both renamed and edited, restore its name, run fastmigrate "
+                "applied script was both renamed and edited, restore its name, run {program} "
                 "--accept, then rename it again. If a new script ran on no other database, give "
                 "it the next free number{move}",
     "edited": "{names}: edited since applied to {db}, which does not have the change. Undo the "
               "edit, and put the change into a new migration. If {db} needs no change (after an "
-              "edit of a comment, say), run fastmigrate --accept instead.",
+              "edit of a comment, say), run {program} --accept instead.",
     "missing": "{names}: applied to {db}, but not in {folder} any more. Put back what is missing, "
-               "because a new database would be built without it, or run fastmigrate --accept.",
+               "because a new database would be built without it, or run {program} --accept.",
 }
 
 
@@ -2715,13 +2743,15 @@ def _describe_states(states: list[State], listing: _Listing, version: int, db: s
     folder, latest, texts = listing.folder, listing.latest, []
     if version > latest:
         texts.append(f"{db} is at version {version}, newer than the scripts in {folder}, which "
-                     f"end at {latest}: is this an old release of the application?")
+                     f"end at {latest}. Use the release of the application that has the others, or "
+                     "put them back.")
     for kind, text in PROBLEMS.items():
         found = [(name, row[0]) for number, name, state, _, row in states
                  if state == kind and (kind != "missing" or number < latest)]
         if found:
             names, others = [name for name, _ in found], [old for _, old in found]
             texts.append(text.format(names=_cut(names), others=_cut(others), db=db, folder=folder,
+                                     program=_program_for(db, folder),
                                      move=_move_commands(names, new_names, folder)))
     return texts
 
@@ -3099,7 +3129,8 @@ class _Database:
             except MigrationError as error:
                 trouble = error  # a row that is missing or wrong can be set right
             try:
-                connection.execute(INSERT_META, (version,)).fetchall()
+                if connection.execute(UPDATE_META, (version,)).rowcount != 1:
+                    connection.execute(INSERT_META, (version,)).fetchall()
                 _read_version(connection, self.name)
             except self.errors as error:
                 raise trouble or error from None
@@ -3120,11 +3151,8 @@ class _Database:
             except self.errors + (OSError,) as error:
                 # A process that has a script to run on a copy may take ours for a leftover.
                 if os.path.exists(new) or attempt == 2:
-                    raise MigrationError(
-                        f"no backup of {self.name} could be made: "
-                        f"{_reason(error, self.name, self.errors)}. Nothing was changed. Free "
-                        "some disk space, or make the directory writable, then run this again."
-                        ) from error
+                    raise MigrationError(f"no backup of {self.name} could be made: "
+                                         f"{self.explain(error)}") from error
             finally:
                 _remove_database(new)
         raise AssertionError("unreachable")
@@ -3207,7 +3235,7 @@ def _check_path(path: str) -> None:
 
 
 # With PRAGMA writable_schema a script can remove a table that its connection still knows.
-HAS_META = "SELECT 1 FROM main.sqlite_master WHERE name = '_meta'"
+HAS_META = "SELECT 1 FROM main.sqlite_master WHERE name = '_meta' COLLATE NOCASE"
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
@@ -3284,7 +3312,7 @@ class _MemoryDatabase(_Database):
 
     def replay(self, migrations_dir: StrPath, to: int | None = None) -> None:
         """Run the scripts up to a version."""
-        _Run(self, migrations_dir, to).run()
+        _replay(self, migrations_dir, to)
 
     def standing_after(self, script: _Script, version: int) -> str:
         return "This was a trial in a scratch database: nothing was changed."
@@ -3445,6 +3473,8 @@ def _restore(database: _Database, backup: str) -> int:
     if os.path.exists(database.path) and os.path.samefile(source.path, database.path):
         raise MigrationError(f"{backup} is the database itself. Nothing was changed. Name a "
                              "backup of it.")
+    if os.path.isdir(database.path):
+        database.must_exist()  # which says so
     version, kept = _prove_sound(source), list[str]()
     with database.explained(changes=True):
         created = not os.path.exists(database.path)
@@ -4616,12 +4646,14 @@ def _column_questions(answers: _Answers, table: str) -> Iterator[str]:
     title, path = answers.titles[table], answers.path
     old, new = (_read_columns(each, table) for each in (
         answers.change.scratch, answers.change.wanted))
+    is_open = False
     for key, column in old.items():
         dotted, is_dropped = _dotted(title, column.name), (table, key) in answers.drops
         stays = key in new and (column.is_generated or not new[key].is_generated)
         if stays and is_dropped:
             answers.refuse(f"drop {dotted}", f"{path} still has the column {column.name}")
         if not stays and not is_dropped:
+            is_open = True
             what = "becomes a generated one" if key in new else "is gone"
             yield (f"  The column {title}.{column.name} {what}. Was it renamed, or is it dropped "
                    "with its values?")
@@ -4634,6 +4666,8 @@ def _column_questions(answers: _Answers, table: str) -> Iterator[str]:
         if was:
             is_required = column.not_null and not was.not_null and not column.in_key
         has_value = column.default or column.is_rowid or column.is_generated
+        if not was and is_open:
+            continue  # this may be the new name of an old column, which has values
         if is_required and not has_value and (table, key) not in answers.fills:
             is_number = re.search("int|real|num|floa|doub|dec|bool", _fold(column.type))
             rows = "where it is NULL" if was else "that there are"
@@ -4659,7 +4693,7 @@ def _check_fills(answers: _Answers) -> None:
         try:
             change.scratch.execute(f"SELECT ({value}\n) FROM {_quoted(table)}").fetchall()
         except (change.scratch.Error, change.scratch.Warning, ValueError) as error:
-            answers.refuse(what, str(error))
+            answers.refuse(what, f"{error} (what is renamed has its new name there)")
 
 
 # -------------------------------------------------------------- the whole change
@@ -4764,7 +4798,7 @@ def _compare_with_scripts(migrations_dir: StrPath, schema: StrPath, connect: Con
     """
     path = os.fsdecode(schema)
     text = _read_schema_file(path)
-    with _MemoryDatabase(connect) as scripts, scripts.explained(), \
+    with _MemoryDatabase(connect, report.of_scratch()) as scripts, scripts.explained(), \
             _closing(scripts.open(":memory:")) as scratch, \
             _closing(scripts.open(":memory:")) as wanted:
         if os.path.exists(migrations_dir):
@@ -4792,6 +4826,11 @@ def _compare_with_scripts(migrations_dir: StrPath, schema: StrPath, connect: Con
         if remains:
             raise MigrationError(f"no script was found that leads exactly to {path}. Nothing was "
                                  f"written. Write it by hand. What remains:\n{remains}")
+        broken = _newly_broken(scratch, _read_objects(scripts.connection))
+        for name, (reason, _) in broken.items():
+            raise MigrationError(f"{path}: {name} would not work any more: {reason}. Nothing was "
+                                 f"written. Change or remove it in {path}, then run this again.",
+                                 path=path)
         lines = ["\n" * bool(comment) + "".join(f"-- {line}\n" for line in comment.splitlines())
                  + _terminated(statement) for comment, statement in change.statements]
         return "\n".join(lines).lstrip("\n"), change.notes
@@ -4802,7 +4841,7 @@ def _verify_schema_file(migrations_dir: StrPath, schema: str, connect: Connect,
     """Return how a schema file differs from the schema of the scripts, "" if it does not."""
     text = _read_schema_file(schema)
     _announce(report, migrations_dir)
-    with _MemoryDatabase(connect) as scripts, scripts.explained():
+    with _MemoryDatabase(connect, report.of_scratch()) as scripts, scripts.explained():
         scripts.replay(migrations_dir, None)
         with _closing(scripts.open(":memory:")) as wanted:
             _copy_pragmas(scripts.connection, wanted)
@@ -4846,7 +4885,7 @@ def _schema_of_scripts(migrations_dir: StrPath, to: int | None, connect: Connect
                        report: _Report) -> str:
     """Return what get_schema() returns."""
     _announce(report, migrations_dir, to=MAX_VERSION if to is None else to)
-    with _MemoryDatabase(connect) as scratch:
+    with _MemoryDatabase(connect, report.of_scratch()) as scratch:
         scratch.replay(migrations_dir, to)
         return _schema_text(scratch.read(_read_schema)[1])
 
@@ -4898,7 +4937,7 @@ def _squash(folder: str, to: int, connect: Connect, report: _Report) -> str:
     names = _squash_names(folder, to, path, before)
     _announce(report, folder, to=to)
     with tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
-        built = _ScratchFile(os.path.join(room, "built.db"), connect)
+        built = _ScratchFile(os.path.join(room, "built.db"), connect, report.of_scratch())
         new = os.path.join(room, os.path.basename(path))
         built.replay(folder, to)
         with built.explained():
@@ -4980,7 +5019,7 @@ def _squash_difference(built: _ScratchFile, to: int, room: str) -> str:
     "" if it does not. It is the same if the same script can be written from it, because no
     two values are written alike."""
     from itertools import zip_longest
-    proof = _ScratchFile(os.path.join(room, "proof.db"), built.connect)
+    proof = _ScratchFile(os.path.join(room, "proof.db"), built.connect, _Silence())
     try:
         proof.replay(room, None)
     except proof.errors as error:
@@ -5185,14 +5224,21 @@ def _float_literal(connection: sqlite3.Connection, value: float) -> str:
 class _ScratchFile(_Database):
     """A database in a temporary directory, for what has to be a file."""
 
-    def __init__(self, path: str, connect: Connect) -> None:
-        super().__init__(path, connect=connect, durable=False)
+    def __init__(self, path: str, connect: Connect, report: _Report) -> None:
+        super().__init__(path, connect=connect, report=report, durable=False)
         self.name = "the scratch database"
 
     def replay(self, migrations_dir: StrPath, to: int | None) -> None:
         """Create the database, and run the scripts up to a version."""
         self.create()
-        _Run(self, migrations_dir, to).run()
+        _replay(self, migrations_dir, to)
+
+
+class _BuiltFile(_Database):
+    """A new database, which is removed if a script fails."""
+
+    def standing_after(self, script: _Script, version: int) -> str:
+        return f"{self.name} was not kept."
 
 
 class _Rehearsed(_Database):
@@ -5216,7 +5262,7 @@ def _verify(database: _Database, folder: str) -> str:
     version, schema = database.read(
         lambda connection, version: _schema_without_tools(database, connection))
     _announce(database.report, folder, to=version)
-    with _MemoryDatabase(database.connect) as scratch:
+    with _MemoryDatabase(database.connect, database.report.of_scratch()) as scratch:
         return _diff_from_scripts(scratch, folder, version, schema, database.name)
 
 
@@ -5227,6 +5273,16 @@ def _schema_without_tools(database: _Database, connection: sqlite3.Connection) -
         database.report.result(f"left out of the schema of {database.name}, as another tool's "
                                f"bookkeeping: {_cut(tables)}")
     return _read_schema(connection)
+
+
+def _replay(scratch: _Database, migrations_dir: StrPath, to: int | None) -> None:
+    """Run the scripts up to a version on a scratch database, which cannot tell which of several
+    scripts of one number ran on a real one."""
+    listing = _scan(migrations_dir)
+    _refuse_twins(listing)
+    if listing.ignored:
+        scratch.report.warn(_describe_ignored(listing))
+    _Run(scratch, migrations_dir, to, listing=listing).run()
 
 
 def _announce(report: _Report, migrations_dir: StrPath, where: str = "a scratch database",
@@ -5284,7 +5340,7 @@ def _enroll(database: _Database, folder: str) -> int:
 
 def _find_version(database: _Database, schema: Schema, folder: str, versions: list[int]) -> int:
     """Return the highest version whose schema, replayed, is this one."""
-    with _MemoryDatabase(database.connect) as scratch:
+    with _MemoryDatabase(database.connect, database.report.of_scratch()) as scratch:
         diffs = {version: _diff_from_scripts(scratch, folder, version, schema, database.name)
                  for version in versions}
     fitting = [version for version in versions if not diffs[version]]
@@ -5312,7 +5368,7 @@ def _enroll_script(database: _Database, schema: Schema, folder: str) -> int:
     text = ("-- The schema as it was when this database was put under management.\n"
             + _schema_text(schema))
     with tempfile.TemporaryDirectory(prefix="fastmigrate-") as room, \
-            _MemoryDatabase(database.connect) as scratch:
+            _MemoryDatabase(database.connect, database.report.of_scratch()) as scratch:
         _create_script(room, "initialize", text, [])
         diff = _diff_from_scripts(scratch, room, 1, schema, database.name)
     if diff:
@@ -5407,7 +5463,7 @@ def _compare_table(connection: sqlite3.Connection, old: _Table, new: _Table, exa
     values changed in each kept one, that of the values in each new one of rows that there were
     before, and examples of the changed ones.
 
-    A dropped column whose values another one holds now was renamed, and lost nothing. A row
+    A dropped column whose values another one holds now has lost nothing. A row
     that is no longer there under its key counts for the key, unless the table has become
     smaller: then the number of rows tells it.
     """
@@ -5431,12 +5487,13 @@ def _compare_table(connection: sqlite3.Connection, old: _Table, new: _Table, exa
         changed[", ".join(map(_bare, key))] = moved
     lost = {}
     for name in gone:
-        number = _count(connection, source, f"b.{_quoted(name)} IS NOT NULL")[0]
-        renamed = [other for other in added if matched
-                   and _count(connection, joined, _differs(name, other)) == [0]]
-        if number and not renamed:
+        holds = f"b.{_quoted(name)} IS NOT NULL"
+        number = _count(connection, source, holds)[0]
+        moved_to = [other for other in (*added, *kept) if matched and _count(
+            connection, joined, f"{holds} AND {_differs(name, other)}") == [0]]
+        if number and not moved_to:
             lost[name] = number
-        for other in renamed:
+        for other in moved_to:
             filled.pop(other, None)
     return lost, changed, filled, shown
 
@@ -5644,6 +5701,16 @@ def _first_line(error: BaseException) -> str:
     return str(error).split("\n")[0]
 
 
+def _in_a_line(error: BaseException) -> str:
+    """Return the message of an error in one line; of a failed script with the beginning of the
+    statement, or the last line that it printed."""
+    first, *lines = str(error).split("\n")
+    shown = [line.strip() for line in lines if line.startswith("    ")]
+    if shown and getattr(error, "path", None):
+        return f"{first} ({shown[0 if error.statement else -1]})"  # type: ignore[attr-defined]
+    return first.rpartition(". ")[0] if first.endswith(":") else first
+
+
 def _log(level: str, text: str) -> None:
     import logging  # no start-up that has nothing to say pays for it
     getattr(logging.getLogger("fastmigrate"), level)(text)
@@ -5662,7 +5729,8 @@ class _Report:
     """Where the results, the warnings and the progress of a run go."""
 
     def __init__(self, results: bool = False, shows_output: bool = False, logged: bool = True,
-                 target: str = "", stop: Sequence[int] = ()) -> None:
+                 target: str = "", stop: Sequence[int] = (),
+                 said: set[str] | None = None) -> None:
         self.results = results  # print on stdout what was done
         self.shows_output = shows_output  # show the output of scripts as it comes
         self.logged = logged  # warnings are logged, else they go to stderr
@@ -5670,8 +5738,12 @@ class _Report:
         self._stop = stop  # no longer empty when the work is to stop
         self._terminal = results and not logged and bool(
             sys.stderr and sys.stderr.isatty())  # show progress there
-        self._said: set[str] = set()
+        self._said = set[str]() if said is None else said  # the warnings that were shown
         self._shown = self._started = 0.0
+
+    def of_scratch(self) -> _Report:
+        """Return a report for the work on a scratch database: it shows the warnings alone."""
+        return _Report(logged=self.logged, stop=self._stop, said=self._said)
 
     def result(self, text: str) -> None:
         if self.results:
@@ -5719,6 +5791,13 @@ class _Report:
         self._started = self._shown = 0.0
 
 
+class _Silence(_Report):
+    """A report for work that repeats what was reported."""
+
+    def warn(self, text: str) -> None:
+        pass
+
+
 def _utc() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
@@ -5762,7 +5841,7 @@ def _parser() -> argparse.ArgumentParser:
                     "migration scripts that it has not had yet, in order, each exactly once.",
         formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("where").add_argument
-    add("--db", metavar="PATH", nargs="+",
+    add("--db", metavar="PATH", nargs="+", action="extend",
         help="the database; several, or a pattern in quotes (data/database.db)")
     add("--migrations", metavar="DIR", help="the migrations directory (migrations)")
     add("--config", metavar="FILE",
@@ -5832,12 +5911,15 @@ def _number(kind: type, low: int, high: int) -> Callable[[str], Any]:
 
 def _parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Return the arguments, and the paths of the databases. A config gives defaults."""
+    import re
     parser = _parser()
+    for argument in sys.argv[1:] if argv is None else argv:
+        if re.fullmatch("--[a-z-]+=--", argument):  # argparse made a list of that before 3.13
+            parser.error(f"{argument[:-3]} needs a value")
     config = _read_config(parser.parse_args(argv).config)
-    parser.set_defaults(db=[config["db"]], migrations=config["migrations"],
-                        schema_of_config=config["schema"])
+    parser.set_defaults(migrations=config["migrations"], schema_of_config=config["schema"])
     arguments = parser.parse_args(argv)
-    databases = _find_databases(arguments.db)
+    databases = _find_databases(arguments.db or [config["db"]])
     new, answers = arguments.new, (arguments.rename or arguments.drop or arguments.fill)
     schema = arguments.schema or arguments.schema_of_config
     migrates = new is None and (
@@ -5946,7 +6028,7 @@ def _command(arguments: argparse.Namespace, database: _Database, several: bool =
     path = database.path_as_given
     if action in ("status", "check"):
         found = _status(database, folder, listing, several)
-        return _show(found, action, arguments.json, several, report)
+        return _show(found, action, arguments.json, several, report, folder)
     if action == "verify":
         return _Outcome(_show_difference(
             _verify(database, folder), path, "was changed by other means than its scripts, or one "
@@ -5960,7 +6042,7 @@ def _command(arguments: argparse.Namespace, database: _Database, several: bool =
         created = database.is_missing() and database.create()
         what = "created" if created else "already exists"
         report.result(f"{path} {what}, at version {database.read()[0]}")
-        return _Outcome(0, what)
+        return _Outcome(0, "created" if created else "there already")
     if action == "accept":
         names = _accept_edits(database, folder)
         report.result(f"accepted for {path}: {_cut(names)}" if names else
@@ -5999,14 +6081,15 @@ def _find_backup(database: _Database) -> str:
 
 
 def _show(found: dict[str, Any], action: str, as_json: bool, several: bool,
-          report: _Report) -> _Outcome:
+          report: _Report, folder: str) -> _Outcome:
     """Show what --status or --check found: for one database all of it, for several a line."""
     never_run = [m["name"] for m in found["migrations"] if m["state"] in ("late", "conflict")]
     if action == "check":
-        return _Outcome(_show_checked(found, several, report), "as the scripts say", never_run)
+        code = _show_checked(found, several, report, folder)
+        return _Outcome(code, "as the scripts say", never_run)
     if as_json:
-        import json
-        _say(json.dumps(found, indent=None if several else 1), result=True)
+        import json  # not by _say(): a program must not take half of it for the whole
+        print(json.dumps(found, indent=None if several else 1), flush=True)
     elif several:
         _say(_summary(found), result=True)
     else:
@@ -6022,14 +6105,13 @@ def _summary(found: dict[str, Any]) -> str:
             + (counts or ("see --status" if found["problems"] else "up to date")))
 
 
-def _show_checked(found: dict[str, Any], several: bool, report: _Report) -> int:
+def _show_checked(found: dict[str, Any], several: bool, report: _Report, folder: str) -> int:
     """Show what --check found; return the exit code."""
-    import shlex
     path, problems = found["db"], list(found["problems"])
     pending = [m["name"] for m in found["migrations"] if m["state"] == "pending"]
     if pending and not found["blocked"]:
-        problems.append(f"{path}: {len(pending)} pending: {_cut(pending)}. Run fastmigrate --db "
-                        f"{shlex.quote(path)}")
+        problems.append(f"{path}: {len(pending)} pending: {_cut(pending)}. Run "
+                        f"{_program_for(path, folder)}")
     for problem in [_summary(found)] if several and problems else problems:
         report.error(problem)
     if not problems:
@@ -6119,7 +6201,7 @@ def _several(arguments: argparse.Namespace, databases: list[str], connect: Conne
                 break  # another thread took the last
             outcomes[path] = _work_on(arguments, path, connect, signals.came, listing)
 
-    if arguments.jobs > 1:
+    if arguments.jobs > 1 and action != "enroll":  # the first may write the script for all
         _in_threads(min(arguments.jobs, len(todo)), work, signals)
     else:
         work()
@@ -6150,7 +6232,7 @@ def _work_on(arguments: argparse.Namespace, path: str, connect: Connect, stop: l
         database = _Database(path, arguments.timeout, connect, report)
         return _command(arguments, database, True, listing)
     except (sqlite3.Error, OSError, ValueError) as error:
-        text = str(error) if arguments.verbose else _first_line(error)
+        text = str(error) if arguments.verbose else _in_a_line(error)
         report.error(text if path in text else f"{path}: {text}")
         return _Outcome(1, "failed")
 

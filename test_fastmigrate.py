@@ -564,6 +564,12 @@ class Configuration(Case):
 
 
 class CommandLine(Case):
+    def test_two_dashes_are_no_value_of_an_option(self):
+        for option in ("--db", "--migrations", "--new", "--to", "--jobs", "--fill", "--restore"):
+            result = self.run_main(f"{option}=--")
+            self.assertEqual((result.code, result.out), (2, ""), option)
+            self.assertRegex(result.err, rf"\Aerror: {option}\b.*; see --help\n\Z")
+
     def test_a_run_says_what_it_applied_and_an_up_to_date_run_says_so_in_one_line(self):
         self.create()
         self.script("0001-a.sql", "CREATE TABLE a (x);")
@@ -806,6 +812,15 @@ class ConnectionState(Case):
                         f"CREATE TABLE t{number} AS SELECT * FROM scratch;")
         migrate("x.db", "m")
         self.assertEqual(self.sql("SELECT * FROM t1, t2"), [(1, 2)])
+
+    def test_a_pragma_at_the_head_may_be_written_in_any_way(self):
+        for number, text in enumerate((
+                'PRAGMA "journal_mode" = WAL;', "PRAGMA `main`.journal_mode=delete;",
+                "PRAGMA/**/[journal_mode] (wal);", "pragma main . journal_mode = 'DELETE';"), 1):
+            self.create()
+            self.script(f"000{number}-x.sql", text)
+            migrate("x.db", "m")
+            self.assertEqual(self.sql("PRAGMA journal_mode"), [("delete" if number % 2 == 0 else "wal",)])
 
     def test_pragmas_do_not_leak(self):
         self.create()
@@ -1429,6 +1444,13 @@ class Kills(AttackCase):
 
 class KillsInWal(Kills):
     mode = "wal"
+
+
+class KillsWhereEachConnectionSetsWal(Kills):
+    mode = "wal"
+
+    def connecting(self, at):
+        return connecting(at, "wal")  # for the connections to working copies, too
 
 
 class KillsInTruncate(Kills):
@@ -2871,7 +2893,8 @@ class OtherTools(Case):
 
     def test_a_script_with_a_section_that_undoes_it_is_refused_with_its_line(self):
         for up, down in (("-- +goose Up", "-- +goose Down"), ("-- migrate:up", "-- migrate:down"),
-                         ("-- +migrate Up", "--+MIGRATE down notransaction")):
+                         ("-- +migrate Up", "--+MIGRATE down notransaction"),
+                         ("-- Up", "-- Down")):
             for body in ("CREATE TABLE IF NOT EXISTS users (x);", "VACUUM;"):
                 self.script("0001-users.sql", f"{up}\n{body}\n\n{down}\nDROP TABLE users;\n")
                 self.refuses(self.go(), "m/0001-users.sql:4: ", "from this line on")
@@ -2888,8 +2911,9 @@ class OtherTools(Case):
         self.script("0001-a.sql", "-- +goose Up\nCREATE TABLE a (x);\n-- +goose Down\n-- none\n")
         self.script("0002-b.sql", "INSERT INTO a VALUES ('\n-- +goose Down\n');"
                                   "/*\n-- migrate:down\n*/ SELECT 1;")
+        self.script("0003-c.sql", "-- down\nSELECT 1;\n-- up\nSELECT 1;\n-- down\nSELECT 1;\n")
         self.works(self.go())
-        self.assertEqual(self.version(), 2)
+        self.assertEqual(self.version(), 3)
 
     @posix_only
     def test_names_that_are_not_utf_8_are_refused_before_anything_runs(self):
@@ -3049,6 +3073,12 @@ class Restoring(Case):
         migrate("x.db", "m")
         self.backup = str(fastmigrate.create_db_backup("x.db"))
         self.sql("INSERT INTO a VALUES (2)")
+
+    def test_a_directory_in_the_place_of_the_database_is_said_to_be_one(self):
+        os.mkdir("y.db")
+        result = self.run_main("--db", "y.db", "--restore", self.backup)
+        self.assertEqual(self.refuses(result).err, "error: y.db is a directory, not a database. "
+                         "Name the database file.\n")
 
     def kept(self):
         """The file that holds what a restore has replaced."""
@@ -4079,6 +4109,8 @@ class RehearsingData(Case):
                 ("UPDATE users SET id = id + 10 WHERE id < 9;", {"changed": {"users": {"id": 2}}}),
                 ("DELETE FROM users WHERE id = 2;", {}),
                 ("DROP TABLE users;", {}),
+                (rebuild.format("age", "fax", "users"), {"changed": {"users": {"age": 3}}}),
+                (rebuild.format("telefax, age", "ifnull(fax, 'none'), age", "users"), {}),
                 ("ALTER TABLE users ADD COLUMN x; UPDATE users SET x = 1 WHERE id < 9;"
                  "INSERT INTO users VALUES (10, 'Di', '', 1, 2);", {"filled": {"users": {"x": 2}}}),
                 ("ALTER TABLE users ADD COLUMN x DEFAULT 5; ALTER TABLE users RENAME TO people;", {})):
@@ -4317,6 +4349,30 @@ class SchemaChanges(Case):
             path = fastmigrate.new_migration("m", "change", schema="schema.sql", **answers)
         self.notes = "\n".join(logs.output)
         return path.read_text(encoding="utf-8")
+
+    def test_what_the_file_would_break_is_refused(self):
+        for before, after, answers, reason in (
+                ("CREATE TABLE p (id INTEGER PRIMARY KEY, x); CREATE VIEW v AS SELECT x FROM p;",
+                 "CREATE TABLE p (id INTEGER PRIMARY KEY); CREATE VIEW v AS SELECT x FROM p;",
+                 {"drop": ["p.x"]}, "view v would not work any more: no such column: x"),
+                ("CREATE TABLE p (id INTEGER PRIMARY KEY); CREATE TABLE c (p REFERENCES p);",
+                 "CREATE TABLE c (p REFERENCES p);", {"drop": ["p"]},
+                 "table c would not work any more: p refers to the table p, which does not exist")):
+            self.script("0001-a.sql", before)
+            with self.assertRaisesRegex(MigrationError, f"^schema.sql: {reason}. Nothing was written"):
+                self.write(after, **answers)
+            self.assertEqual(os.listdir("m"), ["0001-a.sql"])
+
+    def test_a_column_that_may_be_a_renamed_one_needs_no_value_before_that_is_said(self):
+        self.script("0001-a.sql", "CREATE TABLE t (a TEXT NOT NULL);")
+        after = "CREATE TABLE t (b TEXT NOT NULL);"
+        with self.assertRaises(MigrationError) as caught:
+            self.write(after)
+        self.assertIn("--rename t.a=b", str(caught.exception))
+        self.assertNotIn("fill", str(caught.exception))
+        with self.assertRaisesRegex(MigrationError, "--fill"):
+            self.write(after, drop=["t.a"])
+        self.assertIn("RENAME COLUMN a TO b", self.write(after, rename={"t.a": "b"}))
 
     def change(self, after, **answers):
         """Write the script, run it, and prove the schema; return the text of the script."""
@@ -4670,6 +4726,35 @@ class SchemaChanges(Case):
 
 
 class Several(Case):
+    def test_the_option_may_be_repeated(self):
+        for name in ("y.db", "z.db"):
+            self.works(self.run_main("--db", name, "--createdb"))
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        self.works(self.run_main("--db", "y.db", "--db", "z.db", "--migrations", "m"))
+        self.assertEqual((self.version("y.db"), self.version("z.db")), (1, 1))
+
+    def test_several_are_enrolled_by_the_script_that_the_first_one_writes(self):
+        for name in ("x.db", "y.db", "z.db"):
+            self.sql("CREATE TABLE a (x)", name)
+        result = self.works(self.run_main("--db", "*.db", "--migrations", "m", "--enroll",
+                                          "--jobs", "3"))
+        self.assertEqual(result.out, "3 databases at version 1\n")
+
+    def test_the_line_of_a_failure_tells_its_reason(self):
+        for name in ("x.db", "y.db"):
+            self.create(name)
+        for name, text, line in (
+                ("0001-a.sh", "echo first\necho the reason >&2\nexit 3\n",
+                 "m/0001-a.sh: it failed with exit status 3 (the reason)"),
+                ("0001-a.sql", "CREATE TABLE a (x);\nSELECT nope\n  FROM a;\n",
+                 "m/0001-a.sql:2: no such column: nope (SELECT nope)")):
+            self.script(name, text)
+            result = self.run_main("--db", "x.db", "y.db", "--migrations", "m")
+            self.assertEqual(result.code, 1)
+            self.assertEqual(result.err.split("\n")[:2],
+                             [f"error: x.db: {line}", f"error: y.db: {line}"])
+            os.unlink(f"m/{name}")
+
     def test_many_databases_are_migrated_and_failures_do_not_stop_the_others(self):
         self.script("0001-a.sql", "CREATE TABLE a (x);")
         os.mkdir("tenants")
@@ -4735,6 +4820,27 @@ class Connecting(Case):
         connection.row_factory = sqlite3.Row
         connection.text_factory = bytes
         return connection
+
+    def test_a_built_file_is_not_kept_if_a_script_fails(self):
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        self.script("0002-b.sql", "SELECT nope;")
+        for _ in range(2):
+            with self.assertRaisesRegex(MigrationError, "m/0002-b.sql:1: .*\n.*\ny.db was not kept"):
+                fastmigrate.build_db("m", "y.db")
+        self.assertFalse(os.path.exists("y.db"))
+        os.unlink("m/0002-b.sql")
+        fastmigrate.build_db("m", "y.db").close()
+        self.assertEqual(self.version("y.db"), 1)
+
+    def test_a_scratch_database_does_not_tell_which_of_two_scripts_ran(self):
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        self.script("0001-b.sql", "CREATE TABLE b (x);")
+        for call in (fastmigrate.build_db, fastmigrate.get_schema):
+            with self.assertRaises(ValueError) as caught:
+                call("m")
+            self.assertEqual(str(caught.exception), "two scripts have the number 0001, so nothing is "
+                             "run: 0001-a.sql, 0001-b.sql in m. Renumber one that ran on no other "
+                             "database.")
 
     def test_every_call_and_the_command_line_use_it(self):
         options = {"connect": self.connect}
@@ -4818,6 +4924,14 @@ class DropIn(Case):
         self.works(self.go("--timeout", "2"))
         self.assertEqual(self.sql("SELECT * FROM a"), [(1, None)])
         self.assertEqual(self.beside(), set())
+
+    def test_rows_that_do_not_fit_a_recreated_table_are_an_error(self):
+        self.create()
+        self.sql("CREATE TABLE z (a)")
+        self.sql("INSERT INTO z VALUES (NULL)")
+        with self.assertRaisesRegex(MigrationError, "^the rows of z in x.db do not fit the new "
+                                    r"definition: .* z_new.a .*\. Nothing was changed\. Change the rows"):
+            fastmigrate.recreate_table("x.db", "z", "a INT NOT NULL")
 
     def test_recreate_table_keeps_rows_indexes_and_children(self):
         self.create()
@@ -4977,6 +5091,14 @@ class Refusals(Case):
             fastmigrate.get_db_version("none.db")
         self.assertEqual(sorted(os.listdir(".")),
                          ["cut.db", "empty.db", "folder.db", "m", "plain.db", "text.db"])
+
+    def test_a_meta_without_a_key_can_be_set_right(self):
+        self.sql("CREATE TABLE _META (ID, Version)")
+        self.sql("INSERT INTO _meta VALUES (1, 'one')")
+        self.refuses(self.go(), "--set-version")
+        self.works(self.go("--set-version", "0"))
+        self.works(self.go())
+        self.assertEqual(self.sql("SELECT * FROM _meta"), [(1, 1)])
 
     def test_every_damaged_or_foreign_meta_is_refused(self):
         table = "CREATE TABLE _meta (id INTEGER PRIMARY KEY, version)"
@@ -5438,13 +5560,13 @@ error: there is no migrations directory m. Create it, or name another one (--mig
         self.says("""
 warning: 0003-x.sql: never run on x.db, which was already at a higher version. If applied to no other database, renumber above the latest script:
     mv m/0003-x.sql m/0006-x.sql
-warning: 0001-x.sql: edited since applied to x.db, which does not have the change. Undo the edit, and put the change into a new migration. If x.db needs no change (after an edit of a comment, say), run fastmigrate --accept instead.
-warning: 0002-x.sql: applied to x.db, but not in m any more. Put back what is missing, because a new database would be built without it, or run fastmigrate --accept.
+warning: 0001-x.sql: edited since applied to x.db, which does not have the change. Undo the edit, and put the change into a new migration. If x.db needs no change (after an edit of a comment, say), run fastmigrate --db x.db --migrations m --accept instead.
+warning: 0002-x.sql: applied to x.db, but not in m any more. Put back what is missing, because a new database would be built without it, or run fastmigrate --db x.db --migrations m --accept.
 """, code=0)
         shutil.rmtree("m")
         os.mkdir("m")
         self.says("""
-warning: x.db is at version 5, newer than the scripts in m, which end at 0: is this an old release of the application?
+warning: x.db is at version 5, newer than the scripts in m, which end at 0. Use the release of the application that has the others, or put them back.
 """, code=0)
 
     def test_of_the_help_which_fits_in_80_columns(self):
@@ -5470,26 +5592,26 @@ error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql. Nothing is ru
         self.says("""
 error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql. Nothing is run, or it would be applied twice. Do one of these:
 - run 0003-rob.sql alone, which has that number now, and never ran on x.db:
-    fastmigrate --db x.db --set-version 2
+    fastmigrate --db x.db --migrations m --set-version 2
     fastmigrate --db x.db --migrations m --to 3
-    fastmigrate --db x.db --set-version 4
+    fastmigrate --db x.db --migrations m --set-version 4
 - restore a backup of x.db from before version 3, or create x.db anew
 - add a comment to it, if it has to run again
 """)
 
         os.unlink("m/0004-jane.sql")
         self.says("""
-warning: 0003-rob.sql: never run on x.db, where 0003-jane.sql ran under the same number. If an applied script was both renamed and edited, restore its name, run fastmigrate --accept, then rename it again. If a new script ran on no other database, give it the next free number:
+warning: 0003-rob.sql: never run on x.db, where 0003-jane.sql ran under the same number. If an applied script was both renamed and edited, restore its name, run fastmigrate --db x.db --migrations m --accept, then rename it again. If a new script ran on no other database, give it the next free number:
     mv m/0003-rob.sql m/0004-rob.sql
 """, code=0)
         os.rename("m/0002-jane.sql", "m/0002-rob.sql")
         self.script("0002-rob.sql", "SELECT 5;")
         self.script("0004-pending.sql")
         self.says("""
-error: 0002-rob.sql, 0003-rob.sql: never run on x.db, where 0002-jane.sql, 0003-jane.sql ran under the same number. If an applied script was both renamed and edited, restore its name, run fastmigrate --accept, then rename it again. If a new script ran on no other database, give it the next free number:
+error: 0002-rob.sql, 0003-rob.sql: never run on x.db, where 0002-jane.sql, 0003-jane.sql ran under the same number. If an applied script was both renamed and edited, restore its name, run fastmigrate --db x.db --migrations m --accept, then rename it again. If a new script ran on no other database, give it the next free number:
     mv m/0002-rob.sql m/0005-rob.sql
     mv m/0003-rob.sql m/0006-rob.sql
-error: x.db: 1 pending: 0004-pending.sql. Run fastmigrate --db x.db
+error: x.db: 1 pending: 0004-pending.sql. Run fastmigrate --db x.db --migrations m
 """, "--check")
 
     def test_of_scripts_of_other_tools(self):
