@@ -2914,6 +2914,9 @@ class _Database:
             return sqlite3.connect(path or self.path, timeout=0.1, isolation_level=None)
         connection: Any = self.connect(path or self.path)
         self._check_driver(connection)
+        if IS_PYPY:  # where a statement that `connect` did not read to its end is still at work
+            import gc
+            gc.collect()
         self.errors = (sqlite3.Error, connection.Error)  # a driver may have its own
         if getattr(connection, "autocommit", -1) != -1:
             connection.autocommit = -1  # LEGACY_TRANSACTION_CONTROL
