@@ -4913,7 +4913,7 @@ def _create_script(folder: str, description: str, text: str, notes: list[str]) -
             # such a word in a comment at the head would be taken for a directive
             f"--   {' '.join(note.split())}\n".replace("fastmigrate:", "fastmigrate :")
             for note in notes)
-    text = head + (f"\n{text}\n" if text else "")
+    text = head + ("\n" + text.rstrip("\n") + "\n" if text else "")
     with open(path, "xb") as file:
         try:
             file.write(text.encode(errors="backslashreplace"))  # an argument may hold any bytes
