@@ -42,17 +42,20 @@ The calls have these arguments and exceptions in common:
 
 How it works:
 
-    Batch. The pending SQL scripts run in one transaction, together with
-    the version, which is the one row of the table _meta.
-    Replay. A script that fails, or must run in another way, rolls the batch
-    back. The scripts before it run again without it, and are committed.
+    Batch. Pending SQL scripts share one transaction, which also sets the
+    version (the one row of the table _meta).
+    Replay. If a script fails, the batch is rolled back, and the scripts
+    before the failed one run again without it. If a script has to run in
+    another way, the batch starts again with a new _Plan for this script.
     Working copy. A script that cannot run inside a transaction (.py, .sh,
-    VACUUM) gets a copy of the database, whose write lock is held meanwhile.
-    Swap. SQLite's backup API writes the copy over the database, in one
-    transaction that holds the version too. Until it commits, the database
-    is untouched, so there is nothing to undo.
-    History. The table _migration_history has name and checksum of each
-    applied script. It tells which are edited, late, missing, in conflict.
+    VACUUM) runs on a copy of the database. The runner holds the write lock
+    of the database from before the copy is made until the swap is done.
+    Swap. SQLite's backup API writes the copy, with the new version in it,
+    over the database in one transaction. Until this transaction commits,
+    the database is untouched, so a failure leaves nothing to undo.
+    History. The table _migration_history holds the name and checksum of
+    each applied script. Comparing it with the directory shows which scripts
+    are edited, late, missing or in conflict.
 
 The code comes in this order: public calls, the run, SQL scripts, working
 copies, references, script files, history, the database file, processes,
@@ -99,15 +102,15 @@ __all__ = [
     "status", "verify",
 ]
 
-# Applications written for the fastmigrate package import from its module `core`; this
-# also holds where the file was copied into a package under any name.
+# Applications written for the fastmigrate package import from `fastmigrate.core`. Registering
+# this module as its own submodule `core` makes that work, under any name it was copied to.
 core = sys.modules[__name__ + ".core"] = sys.modules[__name__]
 
 MAX_VERSION = 9999
 BLOCK = 256 * 1024  # bytes of a script that are read, and run, at a time
 POLL_SECONDS = 0.05  # between two tries to get a lock that somebody else holds
-BACKUP_PAGES = 8192  # copied between two chances to be interrupted
-TICK_INSTRUCTIONS = 100_000  # of SQLite's machine, between two such chances
+BACKUP_PAGES = 8192  # in one step of a backup; Ctrl-C gets through between two steps
+TICK_INSTRUCTIONS = 100_000  # of SQLite's bytecode between two calls of tick(), for Ctrl-C
 SQLITE_BUSY, SQLITE_LOCKED, SQLITE_CONSTRAINT = 5, 6, 19  # in sqlite3 from Python 3.11 on
 WEAK_JOURNALS = ("off", "memory")  # with which SQLite cannot undo a transaction after a crash
 # PRAGMAs that change the whole process, the application included.
@@ -253,9 +256,10 @@ def create_db_backup(db_path: StrPath, *, connect: Connect = sqlite3.connect) ->
     """Copy the database to NAME.YYYYMMDD_HHMMSS.backup beside it. Return the
     path of the copy, or None with the reason logged as an error.
 
-    The copy is one consistent state, also while others write to the
-    database. No more users can read it than the database. It never takes an
-    existing name: if that of this second is taken, it takes the next.
+    The copy is one consistent state, even if others write to the database
+    meanwhile. It is readable by no more users than the database. An
+    existing file is never overwritten: if the name for this second is
+    taken, the copy is named for the next free second.
     """
     from pathlib import Path
     try:
@@ -270,10 +274,11 @@ create_database_backup = create_db_backup
 
 def restore_db(db_path: StrPath, backup_path: StrPath, *,
                connect: Connect = sqlite3.connect) -> None:
-    """Make the database what a backup is, also while others have it open.
+    """Replace the contents of the database with those of a backup. Others
+    may have the database open.
 
-    The backup must be a sound database with a version. What the database
-    held is kept beside it, under the ending .before-restore.
+    The backup must be a sound database with a version. The old contents are
+    kept beside the database, in a file named *.before-restore.
 
     Raises: FileNotFoundError if there is no such backup.
     """
@@ -290,7 +295,7 @@ def build_db(migrations_dir: StrPath, path: StrPath | None = None, *, to: int | 
     if path is None:
         with _MemoryDatabase(connect) as memory:
             memory.replay(migrations_dir, to)
-            connection = connect(":memory:")  # with the settings that it gives
+            connection = connect(":memory:")  # with the caller's settings, not with ours
             _copy_pages(memory.connection, connection)
             return connection
     database = _BuiltFile(path, connect=connect)
@@ -325,29 +330,31 @@ def verify(db_path: StrPath, migrations_dir: StrPath, *, connect: Connect = sqli
     a unified diff, "" if it does not.
 
     The scripts up to the version of the database are run on a scratch
-    database. What .py and .sh scripts do elsewhere, they do.
+    database. What .py and .sh scripts do outside of it really happens.
     """
     return _verify(_Database(db_path, connect=connect), os.fsdecode(migrations_dir))
 
 
 def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
              examples: int = 0, connect: Connect = sqlite3.connect) -> dict[str, Any]:
-    """Run what is pending on a copy of the database, which stays untouched.
+    """Run the pending scripts on a copy. The database stays untouched.
 
-    What .py and .sh scripts do elsewhere, they do.
+    What .py and .sh scripts do outside of the copy really happens.
 
     Args:
         examples: how many changed values to return for each column. They
             may be personal.
 
-    Returns: {"migrations": [{"version", "name", "seconds"}], "diff": of the
-        schema, unified, "rows": {table: [before, after]} where the number
-        changes, "lost": {table: {column: number of values}} of dropped
-        columns, "changed": the same of kept columns, "filled": the same of
-        new columns in rows that there were, "examples": {table:
-        {column: [[key, before, after]]}}, "sequences": {table: [before,
-        after]} where AUTOINCREMENT goes back, "broken": [text] on what no
-        longer works}.
+    Returns: a dict with these keys:
+        "migrations": [{"version", "name", "seconds"}] of the scripts
+        "diff": a unified diff of the schema
+        "rows": {table: [before, after]} if the number of rows changes
+        "lost": {table: {column: number of values}} of dropped columns
+        "changed": the same, of values that change in kept columns
+        "filled": the same, of new columns, counting only the old rows
+        "examples": {table: {column: [[key, before, after]]}}
+        "sequences": {table: [before, after]} if AUTOINCREMENT goes back
+        "broken": [text], one for each object that no longer works
     """
     return _rehearse(_Database(db_path, connect=connect), os.fsdecode(migrations_dir), to,
                      examples)
@@ -357,12 +364,12 @@ def enroll_db(db_path: StrPath, migrations_dir: StrPath, *,
               connect: Connect = sqlite3.connect) -> int:
     """Put an unversioned database under management; return its version.
 
-    The version is the highest whose schema, built by scripts, is that of
-    the database. If there are no scripts, 0001-initialize.sql is written
-    from the schema and proved to rebuild it, and the version is 1.
+    The database gets the highest version at which the scripts build its
+    schema. If there are no scripts, 0001-initialize.sql is written from the
+    schema, after a proof that it builds the same one; the version is 1.
 
-    Raises: MigrationError also if the database has a version, or a schema
-        that no version has: its text shows how it differs from the nearest.
+    Raises: MigrationError also if the database has a version already, or if
+        no version has its schema: the text shows the nearest as a diff.
     """
     return _enroll(_Database(db_path, connect=connect), os.fsdecode(migrations_dir))
 
@@ -372,10 +379,10 @@ def squash(migrations_dir: StrPath, to: int, *, connect: Connect = sqlite3.conne
     schema and rows. Return its path, NNNN-squashed.sql.
 
     The new script is proved first: run on an empty database, it must give
-    the same schema, rows, rowids and sequences. The old ones then move into
-    the folder before-NNNN. It runs on new databases only. One at or above
-    this version counts it as applied. One below is refused until the old
-    scripts have migrated it.
+    the same schema, rows, rowids and sequences. The old scripts then move
+    into the folder before-NNNN. The new script runs on new databases only.
+    A database at or above this version counts it as applied. A database
+    below is refused until the old scripts have migrated it.
     """
     from pathlib import Path
     return Path(_squash(os.fsdecode(migrations_dir), to, connect, _Report()))
@@ -400,10 +407,10 @@ def new_migration(migrations_dir: StrPath, description: str, *, schema: StrPath 
         drop: tables and columns whose data is no longer needed:
             ["users.fax", "old"].
         fill: values, as SQL expressions over the row of today, for columns
-            that are new or become NOT NULL: {"users.n": "length(name)"}. An
-            existing column gets the value where it is NULL; if the
-            expression names the column itself, everywhere. In it, what is
-            renamed has its new name.
+            that are new or become NOT NULL: {"users.n": "length(name)"}. In
+            an existing column, the value replaces each NULL; if the
+            expression names the column itself, it replaces every value. The
+            expression has to use the new names of what is renamed.
 
     Raises: ValueError also if there are no words, or 9999 is taken;
         FileNotFoundError if there is no such schema file; MigrationError
@@ -585,7 +592,7 @@ class _Run:
         self._shared_listing = listing  # that listing, if this is one of several databases
         self._backup_wanted = backup
         self._plans: dict[int, _Plan] = {}  # by version; each retry adds some, and none is lost
-        self._now: Callable[[], str] = str  # describes what is being done, for the progress
+        self._describe_work: Callable[[], str] = str  # for the progress
 
     def run(self) -> list[_Applied]:
         """Apply what is pending and return it.
@@ -618,8 +625,13 @@ class _Run:
         return f"; {_plural(number, 'script')} never ran: see the warning" if number else ""
 
     def _inspect(self, listing: _Listing) -> bool:
-        """Read the version, and return True if a script is pending. Warn about scripts that are
-        not what was applied, note those that never ran, and refuse what would run twice."""
+        """Read the version, and return True if a script is pending. Warn about edited, late,
+        missing and conflicting scripts, and note those that never ran.
+
+        Raises: MigrationError if nothing may run: the database is beyond `to`, a script was
+            renumbered after it ran, two scripts have one number, or the squashed script cannot
+            bring this database to its version.
+        """
         database = self.database
 
         def read(connection: sqlite3.Connection, version: int) -> tuple[bool, list[State], str]:
@@ -671,12 +683,14 @@ class _Run:
                 break
             run_next = _run_on_copy if self.plan(pending[0]).on_copy else _run_batch
             try:
-                # Only that of the first: a batch ends before a script that begins with PRAGMAs.
+                # Only the first script sets the mode: a batch ends before one with such PRAGMAs.
                 with _HeadJournalMode(self, pending[0]):
                     self._note(run_next(self, pending))
             except _Moved as moved:
                 self.version = moved.version
-                if 0 < self.version < self.listing.squashed:
+                # The other process may have run scripts that were squashed here. The squashed
+                # script must not run on top of them.
+                if 0 < self.version < self.listing.squashed_version:
                     raise MigrationError(self.database.read(
                         lambda connection, version: _squash_refusal(
                             connection, version, self.to, self.listing, self.database.name))[1]
@@ -714,8 +728,9 @@ class _Run:
             raise _Moved(version)
 
     def prepare_once(self, connection: sqlite3.Connection) -> None:
-        """Note the schema, and make the backup that was asked for, when the write lock is held
-        for the first time: of many processes that start at once, only one makes a backup."""
+        """Note the schema, and make the backup that was asked for. Call this with the write lock
+        held and a script left to run: of many processes that start at once, those that find
+        nothing left to run then make no backup."""
         if self.objects_before is None:
             self.objects_before = connection.execute(SELECT_OBJECTS).fetchall()
         if self._backup_wanted:
@@ -724,13 +739,13 @@ class _Run:
 
     def show_progress_of(self, describe: Callable[[], str]) -> None:
         """From now on, `describe` says what is being done."""
-        self._now = describe
+        self._describe_work = describe
 
     def tick(self) -> None:
         """Called now and then while SQLite or a script works: lets signals through, and shows
         progress."""
         self.database.report.check_stop()
-        self.database.report.progress(self._now)
+        self.database.report.progress(self._describe_work)
 
     def _note(self, done: list[_Applied]) -> None:
         """Report scripts that were committed, and note the version that they lead to."""
@@ -742,7 +757,8 @@ class _Run:
         self.version = done[-1].script.version
 
     def record(self, connection: sqlite3.Connection, done: list[_Applied]) -> None:
-        """Write scripts into the history, in the transaction that applies them."""
+        """Write scripts into the history, in the transaction that applies them. A new history
+        also gets what was broken before this run: --check must not blame the scripts for it."""
         if connection.execute(HAS_HISTORY).fetchall():
             broken: Iterable[str] = ()
         else:
@@ -759,7 +775,7 @@ class _Run:
         try:
             found = self.database.read(lambda connection, version: _newly_broken(
                 connection, self.objects_before or []), unenforced=True)[1]
-        except (sqlite3.Error, OSError) as error:  # all is applied: that is no failure
+        except (sqlite3.Error, OSError) as error:  # the scripts are committed: only warn
             reason = _reason(error.__cause__ or error, self.database.name, self.database.errors)
             self.database.report.warn("what the run may have broken could not be checked: "
                                       + reason)
@@ -847,10 +863,10 @@ class _Batch:
         if header.pragmas:
             self._run_head(script, header)
         self._references.start()
-        enforced = bool(header.pragmas) and connection.execute(  # else they are off
+        enforced = bool(header.pragmas) and connection.execute(  # off without such a PRAGMA
             "PRAGMA foreign_keys").fetchall() == [(1,)]
         effects = self._authorizer.begin_script(enforced)
-        # The header was read from the first of the blocks: its rest is what is left of that.
+        # The first block was taken from `blocks` to read the header; header.rest is its remainder.
         self._run_blocks(script, plan, effects, header.rest, blocks)
         self._authorizer.end_script()
         if effects.savepoints:
@@ -882,9 +898,9 @@ class _Batch:
                     blocks: Iterator[tuple[int, str]]) -> None:
         """Run a script block by block. A block that fails is run again one statement at a
         time, because SQLite does not say which of its statements failed."""
-        connection, line, undo = self._connection, 1, 0
+        connection, line, undo_line = self._connection, 1, 0
         while line:
-            undo = _refuse_undo(script, text, line, undo)
+            undo_line = _refuse_undo(script, text, line, undo_line)
             singly = line >= plan.statements_from
             for number, piece in _statements(text, line) if singly else ((line, text),):
                 effects.expect_commit()
@@ -916,8 +932,8 @@ class _Batch:
         self._database.commit(connection)
 
     def _explain_commit(self, error: BaseException) -> BaseException:
-        """Return what it means that the scripts cannot be committed. If they are several, run
-        each in a transaction of its own, to see which of them it is."""
+        """Return the exception for a commit that failed. A batch of several scripts gets a
+        _Retry that commits each script separately, to find the one at fault."""
         script = self._done[-1].script
         failure = _to_failure(self._database, script, error)
         if isinstance(error, MigrationError) and not isinstance(error, _LockedError):
@@ -942,32 +958,33 @@ class _Batch:
 
 class _HeadJournalMode:
     """Give the database the journal mode that an SQL script begins with, before the script
-    runs. No transaction can hold this change, so it is taken back if the script fails, or has
-    to be run again in another way."""
+    runs. ROLLBACK does not undo this change, so __exit__ undoes it if the script fails or has to
+    be run again in another way."""
 
     def __init__(self, run: _Run, script: _Script) -> None:
         self._run = run
         self._wanted = "" if isinstance(run.database, _MemoryDatabase) else (
             _head_journal_mode(script))
-        self._before = ""  # if it was changed
+        self._before = ""  # the mode to restore; "" if there is nothing to restore
 
     def __enter__(self) -> None:
         if self._wanted:
-            before = self._change(self._wanted)
-            if (before == "wal") != (self._wanted == "wal"):  # others are those of a connection
+            before = self._set_mode(self._wanted)
+            if (before == "wal") != (self._wanted == "wal"):  # only WAL is kept in the file
                 self._before = before
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error and self._before and not isinstance(error, _Moved):
             try:
-                self._change(self._before, patiently=False)
+                self._set_mode(self._before, patiently=False)
             except self._run.database.errors + (_Moved,):
                 pass  # the error of the script is the one to tell
 
-    def _change(self, mode: str, patiently: bool = True) -> str:
-        """Set a journal mode, if the database is where this run left it; return the mode of
-        before. Each try has a new connection, because one that has read a database in WAL mode
-        keeps a lock until it is closed, by which two starters would keep each other out.
+    def _set_mode(self, mode: str, patiently: bool = True) -> str:
+        """Set a journal mode, if the database is where this run left it; return the old mode.
+
+        Each try uses a new connection. A connection that has read a database in WAL mode keeps
+        a lock until it is closed, so two processes that start at once would block each other.
         """
         database, wait = self._run.database, _Wait(self._run.database)
         while True:
@@ -1014,24 +1031,26 @@ DROPPING = (sqlite3.SQLITE_DROP_TABLE, sqlite3.SQLITE_DROP_VTABLE, sqlite3.SQLIT
 
 
 class _Effects:
-    """What a script does. SQLite asks it about each statement: it ignores the script's own
-    BEGIN and COMMIT, denies statements that cannot run in our transaction, and records what
-    matters afterwards."""
+    """What a script did, as SQLite's authorizer callback saw it.
+
+    authorize() ignores the script's own BEGIN and COMMIT, denies statements that cannot run in
+    our transaction, and records what matters afterwards.
+    """
 
     def __init__(self, enforced: bool, known: set[str]) -> None:
         self.needs_autocommit = False  # a statement does not fit in a transaction
         self.denied = ""  # why a statement was denied for another reason
-        self.stateful = False  # it changed the connection
+        self.stateful = False  # it changed the connection: settings, ATTACH, temporary tables
         self.changes = _Changes()
         self.savepoints: list[str] = []  # that are open
         self._enforced = enforced  # foreign keys are enforced in this transaction
         self._wants_enforced = enforced  # by the last PRAGMA foreign_keys of the script
         self._in_transaction = False  # between a BEGIN and a COMMIT of the script
         self._expects_commit = False  # the next COMMIT is that of executescript()
-        self._known = known  # tables of which a further INSERT changes nothing in here
+        self._known = known  # tables in changes.changed: the callback allows further INSERTs
 
     def expect_commit(self) -> None:
-        """executescript() commits an open transaction before it begins: ignore that."""
+        """The next COMMIT is not the script's: executescript() begins with one of its own."""
         self._expects_commit = True
 
     def authorize(self, action: int, first: str | None, second: str | None,
@@ -1039,7 +1058,7 @@ class _Effects:
         """Return whether SQLite may do what a statement asks for."""
         name, of, changes = _fold(first or ""), _fold(second or ""), self.changes
         if action in (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE):
-            allowed = self._change(name, schema)
+            allowed = self._authorize_write(name, schema)
             if first and schema == "main" and allowed == sqlite3.SQLITE_OK:
                 self._known.add(first)
             return allowed
@@ -1068,10 +1087,12 @@ class _Effects:
             changes.changed.add(of)
             changes.note_break()
         elif action == sqlite3.SQLITE_FUNCTION and second == "sqlite_rename_table":
-            changes.note_everything()  # ALTER TABLE calls that, on all that may name the table
+            changes.note_everything()  # RENAME TO rewrites every object that names the table
         return sqlite3.SQLITE_OK
 
-    def _change(self, table: str, schema: str | None) -> int:
+    def _authorize_write(self, table: str, schema: str | None) -> int:
+        """Authorize a write to a table. PRAGMA foreign_keys does nothing in our transaction, so
+        if the script has set it to another value, the write must not run here."""
         if table.startswith("sqlite_"):
             self.stateful |= table.startswith("sqlite_temp_")
             return sqlite3.SQLITE_OK
@@ -1116,8 +1137,8 @@ class _Effects:
 
 
 class _Authorizer:
-    """SQLite's authorizer callback for all scripts of a batch. It asks the effects of the
-    script that runs; our own statements pass unseen."""
+    """SQLite's authorizer callback for all scripts of a batch. It passes the statements of a
+    script to that script's _Effects, and allows our own statements."""
 
     def __init__(self) -> None:
         self._effects: _Effects | None = None  # of the script that runs
@@ -1125,9 +1146,10 @@ class _Authorizer:
         self._known: set[str] = set()  # see _Effects
 
     def callback(self) -> Callable[..., int]:
-        """Return what SQLite is to ask. SQLite asks for every statement of a long script, so
-        the usual answer comes from a plain function, which is much faster than a method. The
-        table sqlite_master is changed by CREATE and its kind, which SQLite asks about, too."""
+        """Return the function for set_authorizer(). SQLite calls it for every statement of a
+        long script, so it is a plain function, which is much faster than a method, and decides
+        the usual cases itself. It can allow all writes to sqlite_master, because SQLite also
+        asks about the CREATE, ALTER or DROP that causes them."""
         known, insert, sqlite_ok = self._known, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_OK
         reading = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
 
@@ -1181,7 +1203,7 @@ def _track_savepoint(open_ones: list[str], operation: str, name: str) -> None:
 # ------------------------------------------------------------------ scripts on a working copy
 
 
-GATE_PAGES, GATE_STEP = 80, 64  # of the small database that holds the lock in WAL mode
+GATE_PAGES, GATE_STEP = 80, 64  # pages in the gate and in a backup step: _replace_in_wal()
 
 
 class _CopyRejected(Exception):
@@ -1193,8 +1215,8 @@ class _CopyRejected(Exception):
 
 
 class _StartAgain(Exception):
-    """The journal mode changed, or the copy was taken away, before the write lock was held.
-    Nothing has run yet."""
+    """Before the write lock was held, another process changed the journal mode or removed our
+    copy as a leftover. Nothing has run yet."""
 
 
 def _run_on_copy(run: _Run, pending: list[_Script]) -> list[_Applied]:
@@ -1322,9 +1344,9 @@ def _run_statements(run: _Run, script: _Script, path: str, modes: list[str]) -> 
     with _closing(database.open(path)) as connection:
         _prepare_for_writing(connection, durable=False)
         connection.set_progress_handler(_as_progress_handler(run.tick), TICK_INSTRUCTIONS)
-        line, undo = 1, 0
+        line, undo_line = 1, 0
         for line, text in reading.blocks():
-            undo = _refuse_undo(script, text, line, undo)
+            undo_line = _refuse_undo(script, text, line, undo_line)
             for number, statement in _statements(text, line):
                 pragma, value = _parse_pragma(statement)
                 if pragma == "journal_mode" and value:
@@ -1350,15 +1372,15 @@ class _WorkingCopy:
     """A copy of the database beside it, and how the copy becomes the database.
 
     The write lock of the database is held without a gap from before the copy is filled to
-    the end of the transaction that writes the copy over the database. Else a write of
-    another connection in between would be lost. SQLite makes no backup into a connection
-    that has a transaction open, so there are two ways to keep the lock: an exclusive
-    connection in rollback-journal modes, and a backup that has begun already in WAL mode,
-    where no connection is ever alone.
+    the end of the transaction that writes the copy over the database. Otherwise a write of
+    another connection in between would be lost. BEGIN alone cannot hold the lock, because
+    SQLite makes no backup into a connection that has a transaction open. In rollback-journal
+    modes, an exclusive connection holds the lock. In WAL mode, where readers keep connections
+    from being exclusive, a backup that was begun early holds it.
 
-    Whatever fails before that transaction commits, the database has not been touched, so
-    there is nothing to put back. A copy that a killed process leaves is removed by the next
-    process that holds the lock and has a script to run on a copy.
+    If anything fails before that transaction commits, the database has not been touched, so
+    there is nothing to put back. If a process is killed, its copy stays, until a process that
+    holds the lock and has a script to run on a copy removes it.
     """
 
     def __init__(self, database: _Database, label: str, tick: Callable[[], None]) -> None:
@@ -1399,8 +1421,9 @@ class _WorkingCopy:
         database.begin(target)
         if _journal_mode(target) == "wal":
             raise _StartAgain  # another process has changed it just before we had the lock
-        # After BEGIN, because the recovery of a hot journal would make `target` exclusive at
-        # once, and `reader` could never read. Before COMMIT, which would release the lock.
+        # This PRAGMA comes after BEGIN: if BEGIN recovered a hot journal in exclusive mode,
+        # `target` would be exclusive at once, and `reader` could never read. It comes before
+        # COMMIT, because COMMIT would release the lock in normal mode.
         target.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
         self._create()
         version = work(reader)
@@ -1423,7 +1446,8 @@ class _WorkingCopy:
            anew, in the one transaction that has been open since step 2.
         """
         database, wait, worked = self._database, _Wait(self._database), False
-        database.begin(target)  # wait here, not with a gate that others would remove
+        # Wait for the lock before the gate exists: its holder may remove a gate as a leftover.
+        database.begin(target)
         target.execute("ROLLBACK")
         with _closing(self._make_gate(target)) as gate:
 
@@ -1485,11 +1509,11 @@ class _WorkingCopy:
         return gate
 
     def fill_from(self, source: sqlite3.Connection) -> None:
-        """Make the copy what another database is."""
+        """Fill the copy with the contents of another database."""
         with _closing(self._database.open(self.path)) as copy:
-            copy.execute("PRAGMA synchronous = OFF").fetchall()  # its loss would lose nothing
+            copy.execute("PRAGMA synchronous = OFF").fetchall()  # a power cut ends the run anyway
             _copy_pages(source, copy, self._watch_time())
-            copy.execute("PRAGMA journal_mode = DELETE").fetchall()  # it may say WAL
+            copy.execute("PRAGMA journal_mode = DELETE").fetchall()  # the source may be in WAL mode
 
     def _take_in_replacement(self, gate: sqlite3.Connection) -> None:
         """If the script put another file in the place of the copy, as `mv new.db "$1"` does,
@@ -1506,7 +1530,7 @@ class _WorkingCopy:
             _copy_pages(other, gate, self._watch_time())
 
     def _check_page_size(self, reader: sqlite3.Connection) -> None:
-        with _closing(self._database.open(self.path)) as copy:  # an open one knows the old size
+        with _closing(self._database.open(self.path)) as copy:  # not the gate: it has the old size
             sizes = [c.execute("PRAGMA page_size").fetchall()[0][0] for c in (reader, copy)]
         if sizes[0] != sizes[1]:
             raise _CopyRejected(
@@ -1516,8 +1540,8 @@ class _WorkingCopy:
                 "DELETE;")
 
     def _pin(self, source: sqlite3.Connection, version: int) -> None:
-        """Begin a read transaction, so that nobody changes the copy any more, and check that
-        it is what was migrated."""
+        """Begin a read transaction on the copy, so that no process can change it any more, and
+        check that it still has the version that `work` returned."""
         source.execute("BEGIN")
         found = _read_version(source, "the working copy")
         if found != version:
@@ -1536,9 +1560,10 @@ class _WorkingCopy:
         return progress
 
     def remove_leftovers(self) -> None:
-        """Remove the copies of processes that were killed. The write lock is held, so no script
-        but ours is at work on a copy. A process that waits for the lock with a gate, or makes a
-        backup, which needs no lock, begins anew."""
+        """Remove the copies of processes that were killed. Call this with the write lock held:
+        then no other runner's script is at work on a copy. Two kinds of live files can be
+        removed too: the gate of a process that waits for the lock, and the file of a backup,
+        which needs no lock. The process then notices that, and starts again."""
         for path in self._database.find_copies():
             if path != self.path:
                 _remove_database(path)
@@ -1564,7 +1589,7 @@ class _MemoryCopy(_WorkingCopy):
 
 
 def _unique() -> str:
-    """Return what makes the name of a file beside a database this process's own."""
+    """Return a unique part of a file name. It begins with the process id, which _Wait reads."""
     return f"{os.getpid()}-{os.urandom(3).hex()}"
 
 
@@ -1610,8 +1635,8 @@ class _Changes:
         self.can_break = False  # a trigger, a view or a foreign key may not work any more
 
     def note_break(self) -> None:
-        """Note that a trigger, a view or a foreign key was made, or something that it needs was
-        altered or dropped. New tables alone, and rows, can break none."""
+        """Note that a trigger, a view or a foreign key was made, or that something was altered
+        or dropped which one of them may need. New tables and changed rows break none of them."""
         self.can_break = True
 
     def note_everything(self) -> None:
@@ -1743,8 +1768,11 @@ def _foreign_keys(connection: sqlite3.Connection, child: str) -> list[ForeignKey
 def _key_of_parent(connection: sqlite3.Connection, parent: str, named: list[str | None],
                    ) -> tuple[str, ...] | None:
     """Return the columns of the parent that a foreign key refers to: those that it names, or
-    the primary key; () if they are no unique key, so that SQLite checks nothing; None if there
-    is no such table, so that every reference dangles."""
+    the primary key.
+
+    Return () if these columns are no unique key: SQLite then checks nothing. Return None if
+    there is no such table: every reference then dangles.
+    """
     try:
         columns = connection.execute(f"PRAGMA main.table_info({_quoted(parent)})").fetchall()
     except connection.OperationalError:
@@ -1778,9 +1806,10 @@ def _read_dangling(connection: sqlite3.Connection, tables: Iterable[str]) -> Key
 def _dangling_values(connection: sqlite3.Connection, foreign_key: ForeignKey) -> dict[Any, int]:
     """Return {value: the number of rows that refer to it} of what dangles.
 
-    The value is a tuple of bytes: so 1 is '1' when a rebuild changes the type of a column, and
-    text that is not UTF-8 can be read. The comparison is SQLite's own for foreign keys: with
-    the collation and the type of the parent's column, which the + leaves to it.
+    The value is a tuple of bytes for two reasons: 1 and '1' must be the same value after a
+    rebuild has changed the type of a column, and text that is not UTF-8 must be readable. A
+    parent row is found as SQLite does it for foreign keys, by the collation and affinity of the
+    parent's column: that column is on the left, and + takes the affinity from the child's.
     """
     child, parent, columns, key = foreign_key
     if key == ():
@@ -1826,9 +1855,9 @@ class _Dangling:
 def _compare_dangling(before: KeysThatDangle, now: KeysThatDangle) -> list[_Dangling]:
     """Return what dangles now, and how much of it did not dangle before.
 
-    Rows are known again by the value that dangles, because a rebuild numbers them anew, and
-    not all tables have row numbers. A foreign key that was not there before can be one that is
-    gone, with a table or a column renamed: then the values of that one count as old.
+    Rows are matched by the value that dangles, because a rebuild can renumber them, and tables
+    WITHOUT ROWID have no row numbers. A foreign key with a new name can be an old one whose
+    table or column was renamed: the values of all keys that are gone count as old for it.
     """
     from collections import Counter
     known = {name: Counter(values) for name, (_, values) in before.items()}
@@ -1870,10 +1899,11 @@ def _explain_dangling(connection: sqlite3.Connection, found: list[_Dangling], co
             f"PRAGMA main.foreign_key_list({_quoted(new[0].child)})").fetchall()
             if _fold(row[2]) == _fold(new[0].parent) and row[6] not in ("NO ACTION", "RESTRICT")}
         cascade = "" if comment != "--" or not actions else (
-            f"To make ON DELETE {min(actions)} work, start it with the line "
-            "`PRAGMA foreign_keys = ON;`. ")
-        return what, (f"Fix the script. {cascade}If this is intended, start it with the line "
-                      f"`{comment} fastmigrate: no-foreign-key-check`")
+            f" To make ON DELETE {min(actions)} do that, put `PRAGMA foreign_keys = ON;` before "
+            "its first statement.")
+        return what, (f"Let the script change or delete these rows too.{cascade} If this is "
+                      f"intended, start it with the line `{comment} fastmigrate: "
+                      "no-foreign-key-check`")
     return what, (f"Keep {new[0].parent}, or first drop {new[0].child} or rebuild it without this "
                   "foreign key. If that followed a table that the script renamed, begin the script "
                   "with the line `PRAGMA legacy_alter_table = ON;`. If a later script creates "
@@ -1944,9 +1974,9 @@ def _broken_objects(connection: sqlite3.Connection, objects: list[Any],
 def _broken_triggers(objects: list[Any], tables: Container[str]) -> dict[str, tuple[str, str]]:
     """Return {name: (reason, its SQL)} of the triggers of some tables that do not compile.
 
-    SQLite does not say which trigger of a table is at fault, or whether it is one that the
-    trigger sets off on another table. So each is tried without the others, in an empty copy of
-    the schema. Only those of views stay: without them nothing writes to a view.
+    SQLite does not say which trigger is at fault: one of the table itself, or one that it sets
+    off on another table. So each trigger is tried without the others, in an empty copy of the
+    schema. Only triggers of other views stay, because a view without them cannot be written to.
     """
     broken: dict[str, tuple[str, str]] = {}
     views = {name for kind, name, *_ in objects if kind == "view"}
@@ -1985,8 +2015,8 @@ def _compile_writes(connection: sqlite3.Connection, table: str, objects: list[An
 def _compile(connection: sqlite3.Connection, statement: str, objects: list[Any]) -> str:
     """Return why a statement does not compile, "" if it does or if the reason is that this
     connection lacks what the application's connections have."""
-    # Python keeps the statements that it has compiled, and SQLite does not compile an EXPLAIN
-    # anew if the schema has changed. So no two texts are the same.
+    # The time makes each text unique. Otherwise Python would reuse a statement that it has
+    # compiled, and SQLite does not compile an EXPLAIN again after the schema has changed.
     try:
         connection.execute(f"EXPLAIN {statement} -- {time.perf_counter_ns()}").close()
         return ""
@@ -1996,8 +2026,8 @@ def _compile(connection: sqlite3.Connection, statement: str, objects: list[Any])
             return ""
         if reason == "interrupted" or _meaning_of(reason, ""):
             raise
-    # A table that an empty copy could not create, or a function of the application that
-    # returns rows: SELECT * FROM series(1, 9)
+    # A missing table is no fault if _empty_copy() could not create it, or if it is a function
+    # of the application that returns rows: SELECT * FROM series(1, 9)
     table = _fold(reason.partition("no such table: ")[2])
     table = table[5:] if table.startswith("main.") else table
     is_known = table and any(
@@ -2018,8 +2048,9 @@ def _broken_foreign_key(connection: sqlite3.Connection, child: str) -> str:
 
 
 def _empty_copy(objects: list[Any]) -> sqlite3.Connection:
-    """Return a database in memory with a schema and no rows. What needs something that only
-    the application has cannot be created, and _compile() reports nothing that lacks it."""
+    """Return a database in memory with a schema and no rows. Objects that need something that
+    only the application has are left out; _compile() does not report what needs these objects.
+    """
     scratch = sqlite3.connect(":memory:", isolation_level=None)
     scratch.execute("PRAGMA foreign_keys = OFF")
     for *_, sql in objects:
@@ -2041,11 +2072,14 @@ def _describe_broken(name: str, reason: str, where: str) -> str:
 
 
 def _blame(name: str, reason: str, sql: str, ran: list[tuple[str, _Changes | None]]) -> str:
-    """Return which script broke something: the last one that dropped, or else created or
-    altered, what the reason names, or else what the SQL of the broken thing names.
+    """Return the script that most likely broke something, or "this run" if none stands out.
+
+    This is the last script that dropped what the reason names, or else what the SQL of the
+    broken object names. If there is none, it is the last script that created or altered that.
 
     `ran` holds the scripts of the run that can have broken something, with what they changed,
-    None if that is unknown. To create is no proof if such a script ran afterwards.
+    None if that is unknown. The search for a creator stops at a script whose changes are
+    unknown, because that script may be the one.
     """
     import re
     for kind in ("dropped", "made"):
@@ -2060,8 +2094,9 @@ def _blame(name: str, reason: str, sql: str, ran: list[tuple[str, _Changes | Non
 
 
 def _stale_object_remedy(error: str) -> str:
-    """Return what to do about an ALTER TABLE that a view or a trigger stops, or "" if `error`
-    is another one: SQLite compiles them all, and the reason may have nothing to do with it."""
+    """Return what to do if ALTER TABLE failed because a view or a trigger does not compile, ""
+    for any other error. ALTER TABLE compiles all views and triggers, so the broken one need not
+    have to do with the altered table."""
     import re
     found = re.match(r"error in (view|trigger) (.*?)(?: after [a-z ]+)?: ", error)
     return "" if not found else (
@@ -2071,8 +2106,8 @@ def _stale_object_remedy(error: str) -> str:
 
 def _broken_and_known(connection: sqlite3.Connection,
                       ) -> tuple[dict[str, tuple[str, str]], set[str]]:
-    """Return what is broken, and the names of what was broken before the tool knew the
-    database, which the history records. All are known if there is no history yet."""
+    """Return what is broken now, and the names of what was broken already when the history
+    began. Without a history, everything that is broken counts as known."""
     broken = _broken_objects(connection, _read_objects(connection))
     if not broken:
         return {}, set()
@@ -2086,9 +2121,9 @@ def _broken_and_known(connection: sqlite3.Connection,
 # ------------------------------------------------------------------ script files
 
 
-# PRAGMAs that do nothing, or fail, inside a transaction. Where a script begins with
-# them they run before the transaction; the others run inside it, and so are undone
-# with it (user_version, application_id).
+# PRAGMAs that do nothing, or fail, inside a transaction. If a script begins with them, they run
+# before the transaction. All other PRAGMAs run inside it, so that user_version and
+# application_id are rolled back with it.
 OUTSIDE_PRAGMAS = frozenset((
     "auto_vacuum", "encoding", "foreign_keys", "journal_mode", "locking_mode", "page_size",
     "synchronous", "temp_store", "wal_checkpoint"))
@@ -2117,7 +2152,7 @@ class _Header:
 
 
 class _Reading:
-    """One pass over the file of a script: its text, and in the end its checksum."""
+    """One pass over a script's file, which yields the text and then knows the checksum."""
 
     def __init__(self, script: _Script) -> None:
         self._script = script
@@ -2131,8 +2166,8 @@ class _Reading:
         return f"{self._script.name}: {100 * self._done // size} % of {size / 1e6:.1f} MB"
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the file in runs of whole lines, of about BLOCK bytes each, without its byte
-        order mark and with line ends as the sqlite3 program reads them.
+        """Yield the file in runs of whole lines, of about BLOCK bytes each. The byte order mark
+        is left out, and CRLF becomes LF, as in the sqlite3 program.
 
         The checksum detects accidental edits. Byte order marks, CRLF, and white space at the
         end of a line or of the file do not change it.
@@ -2184,8 +2219,8 @@ class _Reading:
         parts: list[str] = []
         for data in self.lines():
             parts.append(self._decode(data, line, parts))
-            # A statement that goes on is looked at again when the text has doubled, so that a
-            # long one costs no more than its length.
+            # If no statement ends in the text, search again only after the text has doubled.
+            # Otherwise the time for a long statement would grow with the square of its length.
             if sum(map(len, parts)) < wanted:
                 continue
             text = "".join(parts)
@@ -2263,8 +2298,8 @@ def _parse_pragma(statement: str) -> tuple[str, str]:
 
 
 def _find_end_of_statements(text: str) -> int:
-    """Return the length of a start of the text that is whole statements, 0 if none is
-    found near its end."""
+    """Return the length of a prefix of the text that consists of whole statements. Only the end
+    of the text and the last few lines that end in ; are tried; 0 if none of them fits."""
     end = len(text)
     for _ in range(8):
         if not end or sqlite3.complete_statement(text[:end]):
@@ -2289,7 +2324,7 @@ def _statements(text: str, line: int) -> Iterator[tuple[int, str]]:
         r"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|--[^\n]*|/\*.*?(?:\*/|\Z)|;|\bend\b""",
         re.S | re.I)
     counted, start = 0, _skip_blank(text, 0)
-    trigger, end = False, 0  # the ; of a trigger is one that follows END
+    trigger, end = False, 0  # only a ; directly after END ends CREATE TRIGGER
     for found in token.finditer(text, start):
         if found.group().lower() == "end":
             end = found.end()
@@ -2356,7 +2391,7 @@ NAMING_RULE = ("a migration script is named NNNN-description.ext: four digits fr
 class _Listing:
     """What a migrations directory holds: read once, and never changed."""
 
-    __slots__ = ("folder", "names", "twins", "ignored", "latest", "squashed")
+    __slots__ = ("folder", "names", "twins", "ignored", "latest", "squashed_version")
 
     def __init__(self, folder: str, names: dict[int, str], twins: dict[int, list[str]],
                  ignored: list[str]) -> None:
@@ -2365,7 +2400,7 @@ class _Listing:
         self.twins = twins  # the names of all scripts of a number that several have
         self.ignored = ignored  # what looks like a script, but is not named like one
         self.latest = max(names, default=0)
-        self.squashed = _squashed_version(folder, names)  # the script that replaced all below it
+        self.squashed_version = _squashed_version(folder, names)  # 0 if there is none
 
     def names_of(self, number: int) -> list[str]:
         """Return the scripts of a number: one, unless it is missing or several have it."""
@@ -2380,11 +2415,12 @@ def _scan(migrations_dir: StrPath) -> _Listing:
     others: list[str] = []
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:  # as extract_version_from_filename(), for speed without it
+            for entry in entries:  # the rule of extract_version_from_filename(), inlined for speed
                 name = entry.name
                 digits = name[:4]
                 if (name[4:5] == "-" and digits.isdecimal() and digits.isascii()
                         and name.endswith(EXTENSIONS)
+                        # A broken link counts as a script, so that it fails and is not skipped.
                         and (entry.is_file() or entry.is_symlink() and not os.path.exists(entry))):
                     number = int(digits)
                     if names.setdefault(number, name) is not name:
@@ -2409,16 +2445,16 @@ def _scan(migrations_dir: StrPath) -> _Listing:
         del names[0]
     twins = {number: sorted(twins[number]) for number in sorted(twins)}
     names.update((number, twins[number][0]) for number in twins)  # not what the system lists first
-    return _Listing(folder, names, twins, _look_like_scripts(others, alone=not names))
+    return _Listing(folder, names, twins, _look_like_scripts(others, no_scripts=not names))
 
 
-def _look_like_scripts(others: list[str], alone: bool) -> list[str]:
+def _look_like_scripts(others: list[str], no_scripts: bool) -> list[str]:
     """Return the names that were probably meant as scripts. In a directory without any script
-    (`alone`), these include names by the rules of other tools: V1__x.sql, x.up.sql, and
+    (`no_scripts`), these include names by the rules of other tools: V1__x.sql, x.up.sql, and
     2024_x, a folder."""
     found = {name for name in others
              if name[:1].isdecimal() and name.lower().endswith(EXTENSIONS)}
-    if alone and others:
+    if no_scripts and others:
         import re
         other_tools = re.compile(r"\d[^.]*|[VUR][\d._]*__.*\.sql|.*\.(up|down|do|undo)\.sql", re.I)
         found.update(filter(other_tools.fullmatch, others))
@@ -2426,8 +2462,8 @@ def _look_like_scripts(others: list[str], alone: bool) -> list[str]:
 
 
 def _scan_for(database: _Database, folder: str) -> _Listing:
-    """List the migrations directory of a database. If there is none, what is wrong with the
-    database is the first thing to say: one that is to be enrolled may have no scripts yet."""
+    """List the migrations directory of a database. If there is no directory, an error of the
+    database is raised first: to enroll an unversioned database needs no directory."""
     try:
         return _scan(folder)
     except FileNotFoundError:
@@ -2467,8 +2503,8 @@ def _describe_twins(listing: _Listing, ran: dict[str, list[str]] | None = None,
                      "applied.")
         else:
             text += _squash_again(listing, names) or (
-                "Renumber one that ran on no other database" + (
-                    f". If {_cut(moving)} did not" if moving else "")
+                "Renumber one that ran on no other database (--status there tells)" + (
+                    f". If {_cut(moving)} ran on none" if moving else "")
                 + _move_commands(moving, new_names, listing.folder))
         texts.append(text)
     return texts
@@ -2492,7 +2528,8 @@ def _cut(names: list[str]) -> str:
 
 
 def _move_commands(names: list[str], new_names: dict[str, str], folder: str) -> str:
-    """Return how a sentence ends that tells to rename scripts: with the commands for it."""
+    """Return the end of a sentence that tells the user to rename scripts: the mv commands, or
+    just a full stop if not every script has a new name."""
     import shlex
     if not names or not new_names.keys() >= {*names[:8]}:
         return "."
@@ -2507,14 +2544,15 @@ def _move_commands(names: list[str], new_names: dict[str, str], folder: str) -> 
 
 # ------------------------------------------------------------------ history
 
-# The table _migration_history has one row for each script that was applied, or counts as applied
-# because the database was enrolled or its version was set by hand. Then the row has no time, and
-# it is written by --enroll, or by the first run that follows. Special rows:
+# The table _migration_history has one row for each script that was applied, or that counts as
+# applied because the database was enrolled or its version was set by hand. In the second case
+# --enroll or the next run writes the row, without a time. Special rows:
 #
-#   no name      the version was set by hand, and has no script: all up to it count as applied
-#   no checksum  the script is gone, and that was accepted, or it could not be read. The row has
-#                to stay, or a script below it that never ran would not be seen to be late.
-#   version 0    its checksum column names what was broken before the tool knew the database
+#   no name      the version was set by hand to a number without a script: all scripts up to it
+#                count as applied
+#   no checksum  the script is gone and the user accepted that, or the script could not be read.
+#                The row stays, because only a row above shows that a script was added late.
+#   version 0    the checksum column names what was broken already when the history began
 
 CREATE_HISTORY = (
     "CREATE TABLE IF NOT EXISTS main._migration_history (version INTEGER PRIMARY KEY, "
@@ -2558,8 +2596,8 @@ def _read_history(connection: sqlite3.Connection, version: int, db: str) -> dict
 
 
 def _is_as_recorded(connection: sqlite3.Connection, version: int, listing: _Listing) -> bool:
-    """Return whether the history has exactly the scripts of the directory. This is on the way
-    of every start, so it reads few rows and no file."""
+    """Return whether the history has exactly the scripts of the directory. Every start of the
+    application calls this, so it reads few rows and no file."""
     names = listing.names
     try:
         newest = connection.execute(SELECT_NEWEST, (names.get(version),)).fetchall()
@@ -2592,8 +2630,8 @@ def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing
     history = _read_history(connection, version, db)
     if not history and not thorough:
         return []
-    squashed = listing.squashed
-    if squashed:  # it replaced those below it, which the database has had
+    squashed = listing.squashed_version
+    if squashed:  # scripts that it replaced are not missing
         history = {number: row for number, row in history.items()
                    if number > squashed or number in listing.names}
     states: list[State] = []
@@ -2655,44 +2693,53 @@ def _refuse_twins_for(database: _Database, listing: _Listing) -> None:
 
 
 class _Findings:
-    """What is not as it should be in a migrations directory, for one database."""
+    """The problems of a migrations directory, compared with the history of one database."""
 
     def __init__(self, states: list[State], listing: _Listing, version: int, db: str,
                  several: bool, of_directory: bool) -> None:
-        """Compare. For one of `several` databases no command renames a script, because it may
-        have run on another one. Problems of the directory alone are found if `of_directory`."""
-        moved = _find_moved(states, listing.folder)
-        followed = {row for *_, row in moved.values()}
+        """Find the problems.
+
+        Args:
+            several: this is one of several databases. Suggest no new names, because a script
+                that never ran here may have run on another one.
+            of_directory: report problems of the directory itself too.
+        """
+        renumbered = _find_renumbered(states, listing.folder)
+        renumbered_rows = {row for *_, row in renumbered.values()}
         ran = {name: [db] for _, name, state, *_ in states if state in ("applied", "edited")}
         self.never_run = [name for _, name, state, _, row in states  # they need other numbers
-                          if state in ("late", "conflict") and row not in followed]
-        new_names = {} if several else _give_numbers(self.never_run, ran, listing, version)
-        self.refusals = _describe_moved(moved, listing, version, db)  # of which none may run
+                          if state in ("late", "conflict") and row not in renumbered_rows]
+        new_names = {} if several else _propose_names(self.never_run, ran, listing, version)
+        # Any of the refusals stops the run.
+        self.refusals = _describe_renumbered(renumbered, listing, version, db)
         self.warnings = _describe_states(
-            [each for each in states if each[4] not in followed and each[0] not in listing.twins],
+            [each for each in states
+             if each[4] not in renumbered_rows and each[0] not in listing.twins],
             listing, version, db, new_names)
         if of_directory:
             self.refusals += _describe_twins(listing, ran, new_names)
             self.warnings += [_describe_ignored(listing)] if listing.ignored else []
 
 
-def _find_moved(states: list[State], folder: str) -> dict[str, State]:
-    """Return the pending scripts that ran already, under a number by which they are gone, each
-    with the state of that number: somebody renumbered a script that was applied."""
+def _find_renumbered(states: list[State], folder: str) -> dict[str, State]:
+    """Find scripts that somebody renumbered after they were applied: a pending script has the
+    description and checksum of an applied one that is missing, or whose number another script
+    has now. Return {name of the pending script: State of the old number}."""
     pending = {name[4:]: name for _, name, state, *_ in states if state == "pending"}
-    moved = {}
+    renumbered = {}
     for gone in states:
         old, checksum, _ = gone[4]
         if gone[2] in ("missing", "conflict") and old[4:] in pending and not checksum.endswith(
-                "-0") and _checksum(folder, pending[old[4:]]) == checksum:  # and not empty
-            moved[pending[old[4:]]] = gone
-    return moved
+                "-0") and _checksum(folder, pending[old[4:]]) == checksum:  # -0: an empty script
+            renumbered[pending[old[4:]]] = gone
+    return renumbered
 
 
-def _give_numbers(never_run: Iterable[str], ran: Container[str], listing: _Listing,
+def _propose_names(never_run: Iterable[str], ran: Container[str], listing: _Listing,
                   version: int) -> dict[str, str]:
-    """Return new names, with the next free numbers above a version, for the scripts that ran
-    nowhere: of those with one number the first may keep that, if none of them ran."""
+    """Return {name: new name}, with the next free numbers, for the scripts that need another
+    number and are not in `ran`. If none of the scripts that share a number ran, the first of
+    them keeps it."""
     names = {name for name in never_run if name not in ran}
     for twins in listing.twins.values():
         names.update(name for name in twins if name not in ran)
@@ -2702,15 +2749,15 @@ def _give_numbers(never_run: Iterable[str], ran: Container[str], listing: _Listi
     return {name: f"{number:04d}{name[4:]}" for number, name in zip(free, sorted(names))}
 
 
-def _describe_moved(moved: dict[str, State], listing: _Listing, version: int,
+def _describe_renumbered(renumbered: dict[str, State], listing: _Listing, version: int,
                     db: str) -> list[str]:
     """Report the scripts that were renumbered after they had been applied."""
     texts = []
-    for name, (number, other, _, _, (old, _, _)) in moved.items():
+    for name, (number, other, _, _, (old, _, _)) in renumbered.items():
         ways = [f"restore the old name{_move_commands([name], {name: old}, listing.folder)}"]
         if number in listing.names:
             ways = [f"restore a backup of {db} from before version {number}, or create {db} anew"]
-            if number == version and len(moved) == 1:
+            if number == version and len(renumbered) == 1:
                 new, program = int(name[:4]), f"\n    {_program_for(db, listing.folder)} "
                 ways.insert(0, f"run {other} alone, which has that number now, and never ran on "
                             f"{db}:{program}--set-version {number - 1}{program}--to {new - 1}"
@@ -2739,7 +2786,7 @@ PROBLEMS = {  # what a state of scripts means to a person, and what to do
 
 def _describe_states(states: list[State], listing: _Listing, version: int, db: str,
                      new_names: dict[str, str]) -> list[str]:
-    """Report where the directory is not what was applied, once for each kind."""
+    """Return one message for each kind of difference between directory and history."""
     folder, latest, texts = listing.folder, listing.latest, []
     if version > latest:
         texts.append(f"{db} is at version {version}, newer than the scripts in {folder}, which "
@@ -2761,11 +2808,11 @@ def _describe_states(states: list[State], listing: _Listing, version: int, db: s
 
 def _record(connection: sqlite3.Connection, version: int, done: list[_Applied],
             listing: _Listing, broken: Iterable[str]) -> None:
-    """Record the scripts that were applied to a database at a version, and those up to it that
-    count as applied and are not recorded yet. `broken` names what did not work any more before
-    the first script: --check does not count that against the scripts."""
+    """Record the scripts in `done`, which were applied to a database at `version`. Also record
+    the scripts up to `version` that count as applied and have no row yet. `broken` names what
+    was broken before the first script, so that --check does not blame the scripts for it."""
     connection.execute(CREATE_HISTORY)
-    # Another tool may have set the version back, and left what lies above.
+    # Another tool may have lowered the version and left the rows above it.
     connection.execute(DELETE_HISTORY, (version + 1, MAX_VERSION)).fetchall()
     now = _utc()
     rows = [(applied.script.version, applied.script.name, applied.checksum, now)
@@ -2791,8 +2838,9 @@ def _forget(connection: sqlite3.Connection, version: int, db: str) -> None:
 
 
 def _accept_edits(database: _Database, folder: str) -> list[str]:
-    """Record the applied scripts as they are now; return the names of those that were recorded
-    otherwise. What never ran stays as it is."""
+    """Record the applied scripts as they are now; return the names of those whose record has
+    changed. Scripts that never ran are not recorded, so they stay pending, late or in conflict.
+    """
     accepted: list[str] = []
     listing = _scan(folder)
     _refuse_twins_for(database, listing)
@@ -2800,14 +2848,14 @@ def _accept_edits(database: _Database, folder: str) -> list[str]:
         version = _read_version(connection, database.name)
         connection.execute(CREATE_HISTORY)
         states = _read_states(connection, version, listing, database.name, thorough=True)
-        moved = _find_moved(states, folder).values()
+        renumbered = _find_renumbered(states, folder).values()
         for found in states:
             number, name, state, when, row = found
-            if number == listing.squashed != 0 and row[0] not in ("", name):
-                continue  # the database has had the scripts that it replaced
+            if number == listing.squashed_version != 0 and row[0] not in ("", name):
+                continue  # this database ran the scripts that the squashed one replaced
             if state in ("applied", "edited"):
                 new = name, _checksum(folder, name)
-            elif state == "missing" and number < listing.latest and found not in moved:
+            elif state == "missing" and number < listing.latest and found not in renumbered:
                 new = name, ""
             else:
                 continue  # it never ran, or is one of a newer release, or will be renamed back
@@ -2827,8 +2875,8 @@ def _accept_edits(database: _Database, folder: str) -> list[str]:
 
 def _status(database: _Database, folder: str, listing: _Listing | None = None,
             several: bool = False) -> dict[str, Any]:
-    """Return what status() returns. With a listing of the directory, the caller has reported
-    what is wrong with that."""
+    """Return what status() returns. A caller that passes a `listing` has already reported the
+    problems of the directory itself, so they are left out."""
     found = listing or _scan_for(database, folder)
 
     def read(connection: sqlite3.Connection, version: int) -> tuple[Any, ...]:
@@ -2868,8 +2916,8 @@ TEXT = bytes.decode if IS_PYPY else str  # the usual text_factory; PyPy shows b'
 
 
 class _closing:
-    """Close a connection in the end, which rolls back what was not committed. (contextlib's
-    would cost every start an import of some milliseconds.)"""
+    """Close a connection on exit, which rolls back what was not committed. (contextlib.closing
+    would do that too, but its import takes some milliseconds at every start.)"""
 
     def __init__(self, connection: sqlite3.Connection,
                  close: Callable[[], None] | None = None) -> None:
@@ -2909,12 +2957,13 @@ class _Database:
     # -------------------------------------------------------------- connections
 
     def open(self, path: str = "") -> sqlite3.Connection:
-        """Connect to the database, or to a copy of it; only we begin transactions."""
+        """Connect to the database, or to a copy of it. With isolation_level None, the sqlite3
+        module begins no transaction behind our back."""
         if self.connect is sqlite3.connect and self._durable:
             return sqlite3.connect(path or self.path, timeout=0.1, isolation_level=None)
         connection: Any = self.connect(path or self.path)
         self._check_driver(connection)
-        if IS_PYPY:  # where a statement that `connect` did not read to its end is still at work
+        if IS_PYPY:  # a statement that `connect` left unfinished runs until it is collected
             import gc
             gc.collect()
         self.errors = (sqlite3.Error, connection.Error)  # a driver may have its own
@@ -2982,8 +3031,8 @@ class _Database:
             return version, also(connection, version)
 
     def _read_immutable(self, also: Reader, error: Exception) -> tuple[int, Any]:
-        """Read a database in WAL mode where nobody can write, which SQLite does only when told
-        that nobody will. Its log must be empty, and so not there."""
+        """Read a database in WAL mode in a directory in which this user cannot write. SQLite
+        opens it only with immutable=1, and then ignores the log: so there must not be one."""
         real = os.path.realpath(self.path)
         if (self.connect is not sqlite3.connect or os.access(os.path.dirname(real), os.W_OK)
                 or os.path.exists(real + "-wal")):
@@ -3012,12 +3061,13 @@ class _Database:
     # -------------------------------------------------------------- errors and waiting
 
     def explained(self, changes: bool = False) -> _Explained:
-        """Return a context in which errors of SQLite and of the system become ours; `changes`
-        tells that the database can be another one by then."""
+        """Return a context that turns errors of SQLite and of the system into MigrationError.
+        With `changes`, the code in it may change the database, so the message tells the version.
+        """
         return _Explained(self, changes)
 
     def explain(self, error: BaseException, state: str = "Nothing was changed.") -> MigrationError:
-        """Return an error of SQLite's, or of the system's, as one of ours."""
+        """Return a MigrationError for an error of SQLite or of the system."""
         return _explain(error, self.name, self.errors, state)
 
     def standing(self) -> str:
@@ -3041,10 +3091,9 @@ class _Database:
         return f"{self.name} is at version {version}: the script is applied all the same."
 
     def retry_while_locked(self, act: Callable[[], Any]) -> Any:
-        """Return what `act` returns, trying again for as long as the database is locked and
-        there is time to wait.
+        """Call `act`, again and again while the database is locked; return its result.
 
-        Raises: MigrationError when the time is up.
+        Raises: MigrationError if the lock outlasts the timeout.
         """
         wait: _Wait | None = None
         while True:
@@ -3057,7 +3106,7 @@ class _Database:
             wait.pause()
 
     def execute_patiently(self, connection: sqlite3.Connection, statement: str) -> None:
-        """Execute a statement outside of any transaction of ours."""
+        """Execute a statement outside of our transactions; wait while the database is locked."""
         self.retry_while_locked(lambda: connection.execute(statement).fetchall())
 
     def prepare_for_writing(self, connection: sqlite3.Connection) -> str:
@@ -3066,13 +3115,14 @@ class _Database:
             lambda: _prepare_for_writing(connection, self._durable)))
 
     def begin(self, connection: sqlite3.Connection) -> None:
-        """Begin a transaction that holds the write lock from its first moment. (One that
-        asks for it later fails at once if another process has written meanwhile.)"""
+        """Begin a transaction that holds the write lock from its first moment. (A transaction
+        that begins with a read fails at its first write, without waiting, if another process
+        has written in between.)"""
         self.retry_while_locked(lambda: connection.execute("BEGIN IMMEDIATE"))
 
     def commit(self, connection: sqlite3.Connection) -> None:
-        """Commit, when those who read have finished. It tries in short turns, so that Ctrl-C
-        gets through; the transaction and its lock stay between the turns."""
+        """Commit as soon as all readers have finished. COMMIT is tried in short turns, so that
+        Ctrl-C gets through. Between two turns, the transaction keeps its lock."""
         self.retry_while_locked(lambda: connection.execute("COMMIT"))
 
     def find_copies(self) -> list[str]:
@@ -3089,8 +3139,8 @@ class _Database:
         """Create the database at version 0, unless it exists. Return whether this call did it.
 
         It is laid out in one transaction in the file at its path: of many processes that do
-        this at once, one creates it, and the others wait for its lock. (To lay it out aside
-        and link it into place needs hard links, which some file systems do not have.)
+        this at once, one creates it, and the others wait for its lock. (To build it under
+        another name and then link it would need hard links, which some file systems lack.)
         """
         real = os.path.realpath(self.path) if os.path.islink(self.path) else self.path
         with self.explained():
@@ -3117,11 +3167,11 @@ class _Database:
         except _EmptyError:
             return True
         except (MigrationError, OSError):
-            pass  # whoever asks for more hears of it
+            pass  # a database exists; the call that reads it next reports the error
         return False
 
     def set_version(self, version: int) -> None:
-        """Set the version by hand; what lies above it is no longer recorded as applied."""
+        """Set the version by hand, and delete the scripts above it from the history."""
         self.must_exist()
         with self.explained(), self.writing() as connection:
             trouble: Exception | None = None
@@ -3152,7 +3202,8 @@ class _Database:
                 self.copy_to(new)
                 return self._place_backup(new, ending)
             except self.errors + (OSError,) as error:
-                # A process that has a script to run on a copy may take ours for a leftover.
+                # If `new` is gone, another process, which was about to run a script on a copy,
+                # took ours for a leftover and deleted it. Then try again.
                 if os.path.exists(new) or attempt == 2:
                     raise MigrationError(f"no backup of {self.name} could be made: "
                                          f"{self.explain(error)}") from error
@@ -3181,8 +3232,9 @@ class _Database:
             _sync(path)
 
     def _place_backup(self, new: str, ending: str) -> str:
-        """Give a complete backup its name, which is reserved first, so that it takes nobody's
-        name; return it. (Hard links would do so too, but some file systems have none.)"""
+        """Rename a complete backup to its final name; return that. An empty file reserves the
+        name first, because os.replace() would overwrite a backup that another process has just
+        made. (A hard link would not, but some file systems have none.)"""
         now = int(time.time())
         while True:
             stamp = time.strftime(".%Y%m%d_%H%M%S", time.localtime(now)) + ending
@@ -3203,9 +3255,10 @@ class _Database:
 def _prepare_for_writing(connection: sqlite3.Connection, durable: bool = True) -> str:
     """Prepare a connection for changes of ours or of a script; return its journal mode.
 
-    Foreign keys are off, or the rebuild of a table would delete the rows that refer to it: they
-    may be on by the application's `connect`, or by the way SQLite was built. The journal is on
-    the disk, or SQLite could not roll back.
+    Turn foreign keys off, because the rebuild of a table drops it, and with foreign keys on
+    DROP TABLE may delete the rows that refer to it. They may be on because of the application's
+    `connect`, or because SQLite was built that way. Put the journal on the disk, because SQLite
+    cannot roll back after a crash without it.
     """
     connection.execute("PRAGMA foreign_keys = OFF").fetchall()
     if not durable:
@@ -3215,7 +3268,7 @@ def _prepare_for_writing(connection: sqlite3.Connection, durable: bool = True) -
 
 
 def _journal_mode(connection: sqlite3.Connection, wanted: str = "") -> str:
-    """Return the journal mode, after it was set to `wanted` if that is given."""
+    """Set the journal mode if `wanted` is given. Return the mode that the database has now."""
     setting = f" = {wanted}" if wanted else ""
     return str(connection.execute(f"PRAGMA main.journal_mode{setting}").fetchall()[0][0])
 
@@ -3227,7 +3280,8 @@ def _journal_mode_of(database: _Database) -> str:
 
 
 def _check_path(path: str) -> None:
-    """Refuse what other tools take for a database, and SQLite would make a file of."""
+    """Refuse URLs and ":memory:". Other tools accept them, but here they would become the names
+    of new files."""
     if path and "\0" not in path and path != ":memory:" and not path.lower().startswith(
             ("file:", "sqlite:", "sqlite3:")):
         return
@@ -3237,7 +3291,8 @@ def _check_path(path: str) -> None:
         f"{path!r} is not the path of a database file. Nothing was changed. {what}")
 
 
-# With PRAGMA writable_schema a script can remove a table that its connection still knows.
+# This query reads sqlite_master, because a script can delete _meta there with PRAGMA
+# writable_schema. Its own connection still finds the table, but no later one does.
 HAS_META = "SELECT 1 FROM main.sqlite_master WHERE name = '_meta' COLLATE NOCASE"
 
 
@@ -3252,8 +3307,9 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
 def _copy_pages(source: sqlite3.Connection, target: sqlite3.Connection,
                 progress: Callable[[int, int, int], None] | None = None,
                 pages: int = BACKUP_PAGES) -> None:
-    """Copy a database over another. `progress` is called after each step of so many pages; if
-    one of them is locked, it has to wait for a moment, or to raise."""
+    """Copy a database over another. `progress` is called after each step of so many pages. If
+    its status is SQLITE_BUSY or SQLITE_LOCKED, it must wait for a moment or raise, because the
+    backup tries again at once."""
     try:
         source.backup(target, pages=pages, progress=progress, sleep=0)
     except AttributeError:  # PyPy fails to build its error
@@ -3261,7 +3317,7 @@ def _copy_pages(source: sqlite3.Connection, target: sqlite3.Connection,
 
 
 def _as_authorizer(authorize: Callable[..., int]) -> Callable[..., int]:
-    """Return a function as SQLite's authorizer: PyPy hands it C strings."""
+    """Return what set_authorizer() takes. On PyPy, which passes C strings, that is a wrapper."""
     if not IS_PYPY:
         return authorize
     from _sqlite3_cffi import ffi  # type: ignore[import-not-found]
@@ -3270,14 +3326,14 @@ def _as_authorizer(authorize: Callable[..., int]) -> Callable[..., int]:
         try:
             return authorize(action, *(ffi.string(text).decode() if text else None
                                        for text in details))
-        except BaseException:  # or PyPy would print it, and allow what is asked for
+        except BaseException:  # PyPy would print the exception, and allow the action
             return sqlite3.SQLITE_DENY
     return with_texts
 
 
 def _as_progress_handler(tick: Callable[[], None]) -> Callable[[], Any]:
-    """Return a function as SQLite's progress handler: if it raises, the statement is to be
-    interrupted. PyPy would print a KeyboardInterrupt and go on."""
+    """Return what set_progress_handler() takes. An exception in `tick` has to interrupt the
+    statement. PyPy would print the exception and go on, so there the wrapper returns True."""
     if not IS_PYPY:
         return tick
 
@@ -3302,7 +3358,7 @@ class _MemoryDatabase(_Database):
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def open(self, path: str = "") -> sqlite3.Connection:
-        """Connect to a database of its own in memory, or to a working copy."""
+        """Connect to a new, empty database in memory, or to a working copy."""
         return super().open(path or ":memory:")
 
     def __enter__(self) -> _MemoryDatabase:
@@ -3337,8 +3393,8 @@ class _MemoryDatabase(_Database):
         return _closing(self.connection, self.renew)
 
     def renew(self) -> None:
-        """Go on with a new connection: the temporary tables, attached databases and settings
-        of a script go with the old one."""
+        """Copy the database to a new connection and close the old one, to get rid of the
+        temporary tables, attached databases and settings that a script left in it."""
         old, self.connection = self.connection, self.open()
         if old.in_transaction:
             old.execute("ROLLBACK")
@@ -3364,8 +3420,9 @@ class _LockedError(MigrationError):
 
 
 class _Wait:
-    """One wait for a lock that another connection holds: reports it once, and knows when the
-    time is up. The time begins anew whenever the version moves or another script runs."""
+    """One wait for a lock that another connection holds. It warns once, and raises when the
+    time is up. If the version changes or another script runs, the other process is making
+    progress: then the time begins anew, and the next warning is due."""
 
     def __init__(self, database: _Database) -> None:
         self._database = database
@@ -3423,8 +3480,8 @@ def _is_damage(error: BaseException | None) -> bool:
 
 
 def _is_locked(error: BaseException) -> bool:
-    """Return whether SQLite says that a lock is held. (A MigrationError says so when the time to
-    wait is up.)"""
+    """Return whether SQLite failed because of a lock, so that it makes sense to try again. (The
+    text of a _LockedError begins alike, but then the time is up.)"""
     return not isinstance(error, MigrationError) and str(error).startswith((
         "database is locked", "database table is locked", "database schema is locked",
         "locking protocol"))
@@ -3463,9 +3520,10 @@ def _read_version(connection: sqlite3.Connection, name: str) -> int:
 
 
 def _restore(database: _Database, backup: str) -> int:
-    """Make the database what a backup is, by the same lock and in the same way as a script's
-    working copy becomes the database. What it held is kept under the ending .before-restore.
-    Return the version.
+    """Replace the content of the database by that of a backup; return its version.
+
+    The locks and the steps are those of a script on a working copy (see _WorkingCopy). The old
+    content is kept beside the database, in a file with the ending .before-restore.
     """
     source = _Database(backup, database.timeout, database.connect, database.report)
     if not os.path.exists(source.path):
@@ -3478,7 +3536,7 @@ def _restore(database: _Database, backup: str) -> int:
                              "backup of it.")
     if os.path.isdir(database.path):
         database.must_exist()  # which says so
-    version, kept = _prove_sound(source), list[str]()
+    version, kept = _read_sound_version(source), list[str]()
     with database.explained(changes=True):
         created = not os.path.exists(database.path)
         try:
@@ -3486,7 +3544,7 @@ def _restore(database: _Database, backup: str) -> int:
                 os.makedirs(os.path.dirname(database.path), exist_ok=True)
                 _create_private(database.path, source.path, writable=True)
             elif os.path.getsize(database.path):
-                _make_writable_again(database)
+                _set_aside_if_unreadable(database)
             _leave_wal_for(database, source)
             copy = database.working_copy("restore", lambda: None)
 
@@ -3500,7 +3558,7 @@ def _restore(database: _Database, backup: str) -> int:
 
             copy.replace_database(work)
         except BaseException as error:
-            if isinstance(error, _LockedError):  # it is certain that nothing was replaced
+            if isinstance(error, _LockedError):  # nothing was replaced: nothing needs to be kept
                 _remove(*map(os.path.abspath, kept))
                 kept.clear()
             if created and database.is_missing():
@@ -3512,7 +3570,7 @@ def _restore(database: _Database, backup: str) -> int:
         return version
 
 
-def _make_writable_again(database: _Database) -> None:
+def _set_aside_if_unreadable(database: _Database) -> None:
     """If SQLite cannot read the database (it is damaged, or encrypted with a key that we were
     not given), keep it byte for byte, and empty the file, so that it can be written."""
     try:
@@ -3521,7 +3579,7 @@ def _make_writable_again(database: _Database) -> None:
         return
     except database.errors as error:
         if not _is_damage(error):
-            return  # whoever writes next hears of it
+            return  # the next write fails with this error, and reports it
     now = int(time.time())
     while True:
         kept = time.strftime(".%Y%m%d_%H%M%S", time.localtime(now)) + ".before-restore"
@@ -3533,31 +3591,33 @@ def _make_writable_again(database: _Database) -> None:
             _create_private(database.path + kept + end, database.path)
             _copy_bytes(database.path + end, database.path + kept + end)
     database.report.result(f"What {database.name} held is kept in {database.path_as_given}{kept}")
-    os.truncate(database.path, 0)  # by name: closing a descriptor would drop locks
+    # By name, because closing a descriptor of the file would drop this process's locks on it.
+    os.truncate(database.path, 0)
     _remove(*(database.path + end for end in ("-journal", "-wal", "-shm")))
 
 
 def _leave_wal_for(database: _Database, source: _Database) -> None:
-    """Leave WAL mode if the backup is not in it, or has another page size, which SQLite does
-    not change in WAL mode."""
+    """Leave WAL mode if the backup has another page size, which SQLite does not change in WAL
+    mode; raise if that fails. Leave it also if the backup is not in WAL mode, but ignore a
+    failure then, because the restore works without it."""
     with _closing(source.open()) as backup:
         mode = _journal_mode(backup)
         size = backup.execute("PRAGMA page_size").fetchall()
     with _closing(database.open()) as connection:
         if database.retry_while_locked(lambda: _journal_mode(connection)) != "wal":
             return
-        must = connection.execute("PRAGMA page_size").fetchall() != size
+        sizes_differ = connection.execute("PRAGMA page_size").fetchall() != size
         try:
-            if must:
+            if sizes_differ:
                 database.retry_while_locked(lambda: _journal_mode(connection, "DELETE"))
             elif mode != "wal":
                 _journal_mode(connection, "DELETE")
         except database.errors:
-            if must:
+            if sizes_differ:
                 raise
 
 
-def _prove_sound(source: _Database) -> int:
+def _read_sound_version(source: _Database) -> int:
     """Return the version of a backup. Raise MigrationError if it is no database that can be
     restored."""
     def check(connection: sqlite3.Connection, version: int) -> None:
@@ -3598,7 +3658,7 @@ def _find_damage(connection: sqlite3.Connection) -> str:
 
 
 def _create_private(path: str, like: str, writable: bool = False) -> None:
-    """Create an empty file that no more users can read than can the other file."""
+    """Create an empty file. No user can read it who cannot read the file `like`."""
     status = os.stat(like)
     mode = status.st_mode & 0o777 | (0o600 if writable else 0)
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
@@ -3606,7 +3666,7 @@ def _create_private(path: str, like: str, writable: bool = False) -> None:
     try:
         if os.name == "posix":
             made = os.fstat(descriptor)
-            for owner in (status.st_uid, -1):
+            for owner in (status.st_uid, -1):  # only root can change the owner too
                 if (made.st_uid, made.st_gid) == (status.st_uid, status.st_gid):
                     break
                 try:
@@ -3615,9 +3675,9 @@ def _create_private(path: str, like: str, writable: bool = False) -> None:
                 except OSError:
                     pass
             else:
-                mode &= 0o707  # another group is not to read it
+                mode &= 0o707  # the file got another group, which must not read it
             if _has_access_list(like) or _has_access_list(path):
-                mode &= 0o707  # the bits of the group are those of the list's mask there
+                mode &= 0o707  # with such a list, these bits are its mask, not the group's rights
             if os.fstat(descriptor).st_mode & 0o777 != mode:
                 try:
                     os.fchmod(descriptor, mode)
@@ -3678,8 +3738,8 @@ def _remove(*paths: str) -> None:
 
 
 def _remove_database(path: str) -> None:
-    """Remove a copy that is no longer needed, as far as this user may. (On Windows a file that
-    somebody has open stays, and the next run tries again.)"""
+    """Remove a database with its -journal, -wal and -shm; ignore what cannot be removed. (On
+    Windows a file that is open stays, and the next run tries again.)"""
     if os.path.isdir(path) and not os.path.islink(path):
         import shutil
         shutil.rmtree(path, ignore_errors=True)  # a script made a directory there
@@ -3697,8 +3757,8 @@ KILL_SECONDS = 0.5  # between asking a script to end and ending it
 
 
 def _run_process(run: _Run, script: _Script, path: str) -> str:
-    """Run a .py or .sh script, and all that it starts, to their end. Return the end of its
-    output, "" if that was shown as it came.
+    """Run a .py or .sh script until it, and all processes that it started, have exited. Return
+    the last lines of its output, "" if the output was shown as it came.
 
     Raises: _ScriptFailed.
     """
@@ -3707,7 +3767,9 @@ def _run_process(run: _Run, script: _Script, path: str) -> str:
     posix = os.name == "posix"
     with _output_file(os.path.dirname(path)) as output:
         shown = None if report.shows_output else output
-        alive, held = os.pipe()  # at its end when no process of the script's is left
+        # The script and its child processes inherit `held`, and write nothing to it. `alive` is
+        # at end of file when the last of them has exited: that is what poll() waits for.
+        alive, held = os.pipe()
         started: list[subprocess.Popen[bytes]] = []
         try:
             try:
@@ -3738,9 +3800,9 @@ def _run_process(run: _Run, script: _Script, path: str) -> str:
 def _start(started: list[subprocess.Popen[bytes]], command: list[str], **options: Any) -> None:
     """Start a process and append it to `started`.
 
-    It is started in a thread, where no KeyboardInterrupt can come between the start of the
-    process and the moment at which we know it: it could not be ended then. (Signals that
-    are blocked meanwhile would be blocked in the process, too.)
+    A KeyboardInterrupt between the start and the append would leave a process that nobody
+    could end. So a thread starts it, because Python raises KeyboardInterrupt in the main
+    thread only. (Blocking the signals is no way: the new process would inherit that.)
     """
     import subprocess
     import threading
@@ -3803,8 +3865,9 @@ def _wait_for(run: _Run, script: _Script, process: subprocess.Popen[bytes], aliv
 def _wait_until_exited(process: subprocess.Popen[bytes], alive: int, timeout: float) -> bool:
     """Return whether a script, and all that it started, exit within the time in seconds.
 
-    Those count that hold the other end of the script's pipe, and those in its process group:
-    Python's subprocess, for one, closes what it inherits. (On Windows only the script itself
+    A process belongs to the script if it holds the other end of the pipe `alive` or is in the
+    script's process group. Either alone misses some: Python's subprocess closes the pipe in a
+    child, and a child with a new session leaves the group. (On Windows only the script itself
     counts.)
     """
     if os.name == "posix":
@@ -3827,8 +3890,9 @@ def _wait_until_exited(process: subprocess.Popen[bytes], alive: int, timeout: fl
 
 
 def _is_group_alive(group: int) -> bool:
-    """Return whether a process of a group is running. (A process that has exited still counts
-    for kill() until its parent takes note, which in a container may be never.)"""
+    """Return whether a process of a group is running. /proc is read too, because killpg() also
+    succeeds for a zombie: a process that has exited, but whose parent has not waited for it.
+    In a container a zombie may stay for ever."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -3842,17 +3906,17 @@ def _is_group_alive(group: int) -> bool:
     for name in processes:
         try:
             with open(f"/proc/{name}/stat", "rb") as file:
-                state, _, itself = file.read().rpartition(b")")[2].split()[:3]
+                state, _, process_group = file.read().rpartition(b")")[2].split()[:3]
         except (OSError, ValueError):
             continue
-        if int(itself) == group and state not in (b"Z", b"X"):
+        if int(process_group) == group and state not in (b"Z", b"X"):
             return True
     return not processes
 
 
 def _terminate(process: subprocess.Popen[bytes], alive: int) -> None:
-    """Ask a script and what it started to end, then kill what is left. (A process that went
-    into a session of its own cannot be reached. It has only the copy to write to.)"""
+    """Send SIGTERM to a script and its child processes, then SIGKILL to those that are left. (A
+    process with a new session cannot be reached, but it was given only the copy to write to.)"""
     import signal
     for number in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
         try:
@@ -3868,8 +3932,9 @@ def _terminate(process: subprocess.Popen[bytes], alive: int) -> None:
 
 
 def _environment(run: _Run, script: _Script) -> dict[str, str]:
-    """Return the environment of a script. A .py script can import what the application can
-    import; the standard library and site-packages it has anyway."""
+    """Return the environment of a script. PYTHONPATH lets a .py script import what the
+    application can import. The standard library and site-packages are left out of it, because
+    Python finds them anyway."""
     environment = {**os.environ, "FASTMIGRATE_VERSION": str(script.version),
                    "FASTMIGRATE_DB": run.database.path_as_given}
     if script.name.endswith(".py"):
@@ -3884,7 +3949,9 @@ def _environment(run: _Run, script: _Script) -> dict[str, str]:
 
 
 def _interpreter(script: _Script) -> list[str]:
-    """Return the command that runs a script that is not SQL, but for its argument."""
+    """Return the command that runs a .py or .sh script. The caller appends the script's only
+    argument, the path of the working copy."""
+    # Without "./" the interpreter would take a path that begins with "-" for an option.
     path = os.path.join(".", script.path) if script.path.startswith("-") else script.path
     if script.name.endswith(".py"):
         if getattr(sys, "frozen", False) or not sys.executable:
@@ -3948,8 +4015,9 @@ SELECT_OBJECTS = (
     "WHERE sql IS NOT NULL AND lower(substr(name, 1, 7)) <> 'sqlite_' "
     "ORDER BY type = 'trigger', type = 'view', type = 'index', rowid")
 
-# How the tables end that a virtual table makes for itself, by its module: SQLite before 3.37
-# does not tell them, nor does a newer one that lacks the module.
+# A virtual table stores its data in shadow tables. Here are the endings of their names, by
+# module, because SQLite before 3.37 cannot tell which tables are shadows, and a newer one
+# cannot if it lacks the module.
 SHADOWS = {
     "fts3": "content|docsize|segdir|segments|stat", "fts5": "config|content|data|docsize|idx",
     "rtree": "node|parent|rowid", "vss0": "data|index", "spellfix1": "vocab",
@@ -3979,7 +4047,7 @@ RESERVED = frozenset("""
     select set table then to transaction true union unique update using values when where
     window with without""".split())
 TABLE_CONSTRAINTS = ("constraint", "primary", "unique", "check", "foreign")
-EXPRESSIONS = ("as", "check", "default")  # what is in parentheses behind these
+BEFORE_EXPRESSION = ("as", "check", "default")  # what is in parentheses behind these
 BEFORE_TABLE = ("from", "into", "join", "on", "references", "table", "update")
 SCHEMA_PRAGMAS = ("application_id", "user_version")
 CONSTANTS = ("current_date", "current_time", "current_timestamp", "false", "null", "true")
@@ -4054,16 +4122,16 @@ def _is_table(sql: str) -> bool:
 
 
 def _key_of(tokens: Tokens, names: set[str], is_expression: bool = False) -> list[str]:
-    """Return tokens in one form for all ways to write them.
+    """Return normalized tokens: two ways to write the same thing give the same list.
 
-    In an expression, a token in double quotes that is none of `names` is a string to SQLite:
-    its letter case counts. An expression is what is in parentheses behind CHECK, GENERATED AS
-    and DEFAULT, or the whole of `tokens`.
+    In an expression, SQLite takes a token in double quotes for a string if it is none of
+    `names`, so its letter case counts. An expression stands in parentheses after CHECK,
+    GENERATED AS or DEFAULT. If `is_expression`, all of the tokens are one.
     """
     key: list[str] = []
     depth = int(is_expression)
     for kind, text, _ in tokens:
-        if text == "(" and (depth or key and key[-1] in EXPRESSIONS):
+        if text == "(" and (depth or key and key[-1] in BEFORE_EXPRESSION):
             depth += 1
         elif text == ")" and depth:
             depth -= 1
@@ -4078,10 +4146,10 @@ def _key_of(tokens: Tokens, names: set[str], is_expression: bool = False) -> lis
 
 
 def _schema_key(sql: str, names: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the tokens of a CREATE statement in one form for all ways to write it: white
-    space, comments, letter case and the quoting of names do not count.
+    """Return a key that is the same for two CREATE statements if they differ only in white
+    space, comments, letter case or the quoting of names.
 
-    `names`, in small letters, are those of the columns, tables and views that there are.
+    `names` holds the columns, tables and views of the schema, in small letters.
     """
     if not _is_table(sql):
         tokens = _tokens(sql)
@@ -4094,8 +4162,8 @@ def _schema_key(sql: str, names: Iterable[str] = ()) -> tuple[str, ...]:
     own = {"rowid", "oid", "_rowid_", _fold(_bare(head[-1][1])),
            *(_fold(_bare(column[0][1])) for column in columns)}
     key = _key_of(head, own)
-    # ALTER TABLE and an author may put a column before or behind the constraints of the
-    # table; that means the same.
+    # ALTER TABLE puts a new column after the table constraints, where an author writes it
+    # before them. Both mean the same.
     for element in (*columns, *constraints):
         key += ["(", *_key_of(element, own)]
     return (*key, ")", *sorted(_key_of(options, own)))
@@ -4120,8 +4188,8 @@ def _module(sql: str) -> str:
 
 
 def _read_objects(connection: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
-    """Return (type, name, table, SQL) of what was created in a database, in an order in which
-    each finds what it needs; without what SQLite and virtual tables make for themselves."""
+    """Return (type, name, table, SQL) of each object in a database, in an order in which they
+    can be created. What SQLite and virtual tables create for themselves is left out."""
     import re
     objects = connection.execute(SELECT_OBJECTS).fetchall()
     try:
@@ -4135,8 +4203,8 @@ def _read_objects(connection: sqlite3.Connection) -> list[tuple[str, str, str, s
             shadows.update(_fold(of) for _, _, of, _ in objects if re.fullmatch(
                 f"{re.escape(_fold(name))}_({pattern})", _fold(of)))
             contents.add(_fold(_content_table(sql) or ""))
-    # SQLite takes a table for a shadow by its name alone, also the one that holds the texts
-    # of the index and belongs to the application.
+    # SQLite calls a table a shadow because of its name alone. So `contents` are taken out: they
+    # may have such a name, but the application created them for an index to read from.
     return [found for found in objects if _fold(found[2]) not in shadows - contents]
 
 
@@ -4147,15 +4215,15 @@ def _read_bookkeeping(connection: sqlite3.Connection) -> list[str]:
 
 
 def _read_application(connection: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
-    """Return of _read_objects() what an application made, without the tables of tools."""
+    """Return _read_objects() without the tables of fastmigrate and of other tools."""
     return [found for found in _read_objects(connection)
             if _fold(found[2]) not in OWN_TABLES and _fold(found[2]) not in BOOKKEEPING]
 
 
 def _read_schema(connection: sqlite3.Connection, version: int = 0) -> Schema:
-    """Return (type, name, SQL) of what an application made, in an order in which it can be
-    run, by the table that it belongs to and what it means. A PRAGMA that sets user_version or
-    application_id is part of it."""
+    """Return the schema of the application: {(table, *_schema_key()): (type, name, SQL)}, in an
+    order in which the SQL can be run. If user_version or application_id is not 0, the PRAGMA
+    that sets it is a part of the schema."""
     schema: Schema = {}
     for pragma in SCHEMA_PRAGMAS:
         value = connection.execute(f"PRAGMA {pragma}").fetchall()[0][0]
@@ -4171,7 +4239,8 @@ def _read_schema(connection: sqlite3.Connection, version: int = 0) -> Schema:
 
 
 def _terminated(sql: str) -> str:
-    """Return a statement with its semicolon, which must not fall into a comment."""
+    """Return a statement with its semicolon. If the statement ends in a comment, close that
+    first, because the semicolon would be a part of the comment."""
     kind, text, _ = _tokens(sql)[-1]
     if kind == "comment" and text[:2] == "--":
         return f"{sql}\n;"
@@ -4226,8 +4295,9 @@ def _diff_schemas(before: Schema, after: Schema, name_before: str, name_after: s
 
 def _diff_from_scripts(scratch: _MemoryDatabase, migrations_dir: StrPath, version: int,
                        other: Schema, name: str) -> str:
-    """Return how a schema differs from that which the scripts lead to up to a version, "" if it
-    does not. `scratch` is at an earlier version, and is brought to this one."""
+    """Return how the schema `other` differs from the one that the scripts up to `version`
+    build, "" if it does not. `scratch` must not be at a higher version. It is migrated to
+    `version`."""
     scratch.replay(migrations_dir, version)
     own = scratch.read(_read_schema)[1]
     return _diff_schemas(own, other, f"the scripts up to {version}", name)
@@ -4265,6 +4335,7 @@ def _read_columns(connection: sqlite3.Connection, table: str) -> dict[str, _Colu
     """Return the columns of a table by name in small letters, {} if there is no such table."""
     rows = [row for row in connection.execute(
         f"PRAGMA table_xinfo({_quoted(table)})").fetchall() if row[6] != 1]
+    # A key of one column has no index only if it is INTEGER PRIMARY KEY, which is the rowid.
     has_rowid_key = sum(1 for row in rows if row[5]) == 1 and not any(
         row[3] == "pk" for row in connection.execute(
             f"PRAGMA index_list({_quoted(table)})").fetchall())
@@ -4319,8 +4390,9 @@ def _definitions(sql: str) -> list[str]:
 class _Change:
     """The statements that turn one schema into another.
 
-    It holds no rules about what ALTER TABLE can do. Each statement runs on a scratch
-    database, the cheapest first, and stays only if it leads to what is wanted.
+    No rules here tell what ALTER TABLE can do, because that depends on the version of SQLite.
+    Instead, each way to change a table is tried on a scratch database, the cheapest first. It
+    is kept only if the table then has the wanted definition.
     """
 
     def __init__(self, scratch: sqlite3.Connection, wanted: sqlite3.Connection,
@@ -4348,8 +4420,9 @@ class _Change:
         self.do(f"DROP {kind.upper()} {_name(name)}", note)
 
     def rename(self, statement: str) -> None:
-        """Run a RENAME. A view or trigger that SQLite cannot carry it into, say because it
-        reads the column from another view, is dropped, and created anew in the end."""
+        """Run a RENAME. If SQLite cannot rewrite a view or trigger for it (say because it reads
+        the column through another view), drop that first. create_missing() runs at the end,
+        and creates it again."""
         import re
         while True:
             try:
@@ -4362,7 +4435,8 @@ class _Change:
                 self.drop(broken[1], broken[2])
 
     def create_missing(self, *kinds: str) -> set[str]:
-        """Create what is wanted of some kinds and not there; return the names in small letters."""
+        """Create the wanted objects of some kinds that do not exist yet. Return their names in
+        small letters."""
         there = {(kind, _fold(name)) for kind, name, *_ in _read_application(self.scratch)}
         missing = [(_fold(name), sql) for kind, name, _, sql in _read_application(self.wanted)
                    if kind in kinds and (kind, _fold(name)) not in there]
@@ -4381,6 +4455,7 @@ class _Change:
             if _schema_key(sql) != _schema_key(wanted):
                 self.failure = "the result is another table"
             elif self.scratch.execute(f"SELECT 1 FROM {_quoted(name)}").fetchall():
+                # The tables here are empty, but a SELECT with an aggregate returns a row.
                 self.failure = "a value for each row must not be an aggregate of all rows"
         except (self.scratch.Error, self.scratch.Warning, ValueError) as error:
             self.failure = str(error)  # a Warning: older Pythons for two statements in one
@@ -4398,11 +4473,12 @@ class _Change:
             self.rebuild(table, fill)
 
     def added_columns(self, table: str) -> list[str]:
-        """Return the ALTER TABLE ... ADD COLUMN that may do, [] if they cannot.
+        """Return the ALTER TABLE ... ADD COLUMN that may suffice, [] if they cannot.
 
-        What SQLite refuses depends on its version, and on there being rows. So they are
-        tried on a table with one row. A second row shows whether a STRICT table, to which
-        ALTER TABLE adds any default, can have this one.
+        Whether SQLite accepts a column depends on its version, and on whether the table has
+        rows. So the statements are tried on a table with one row. Then a second row is
+        inserted, because in a STRICT table ALTER TABLE accepts a default of the wrong type, and
+        only the next INSERT fails.
         """
         (name, _), (_, after) = self.tables(table)
         _, columns, _, options = _split_table(after)
@@ -4424,10 +4500,11 @@ class _Change:
         return [f"ALTER TABLE {_name(name)} ADD COLUMN {each}" for each in definitions]
 
     def rebuild(self, table: str, fill: dict[str, str]) -> None:
-        """Rebuild a table. What hangs on it goes with the old one, and is created in the end."""
+        """Rebuild a table. Its indexes and triggers are dropped with the old one, and
+        create_missing() creates them again."""
         if not self.rebuilt:
             self.do("PRAGMA legacy_alter_table = ON",
-                    "lets what names a rebuilt table refer to the new one")
+                    "lets RENAME work although views or triggers name the dropped table")
         (name, before), (_, after) = self.tables(table)
         old, new = _definitions(before), _definitions(after)
         notes = [f"rebuilds the table {name}"]
@@ -4443,7 +4520,10 @@ class _Change:
                              f"{self.failure}. Nothing was changed.{hint}")
 
     def copied(self, table: str, fill: dict[str, str]) -> dict[str, str]:
-        """Return the columns that a rebuild copies, each with its value for a row of today."""
+        """Return {column: SQL for its value in a row of the old table} of the columns that a
+        rebuild fills. For an existing column, a value that does not use the column itself
+        replaces only its NULLs. The rowids are copied too, unless an INTEGER PRIMARY KEY holds
+        them."""
         old, new = _read_columns(self.scratch, table), _read_columns(self.wanted, table)
         found = {}
         for key, column in new.items():
@@ -4465,8 +4545,9 @@ class _Change:
         return found
 
     def rebuilds(self, table: str, copied: dict[str, str]) -> tuple[list[str], list[str]]:
-        """Return two ways to rebuild a table. The second copies the rows twice: it is for a
-        definition that names its table, which no table of another name can have."""
+        """Return two ways to rebuild a table. The first creates the new table under another name,
+        which fails if the definition contains the table's own name, as in CHECK (users.age > 0).
+        The second has no such limit, but copies the rows twice."""
         (name, before), (_, after) = self.tables(table)
         new = _free_name(f"{name}_new", _names(self.scratch) | _names(self.wanted))
         columns, values = ", ".join(copied), ", ".join(copied.values())
@@ -4539,10 +4620,12 @@ def _option(option: str, name: str, value: str = "") -> str:
 
 
 class _Answers:
-    """What a person said about tables and columns that are gone or need values.
+    """The --rename, --drop and --fill of a person, for tables and columns that are gone or need
+    values.
 
-    An answer names things as they are called today, (table, column) in small letters; the
-    column is "" for a table. When a thing is renamed, the other answers follow.
+    The key of each answer is (table, column) in small letters, by the names that they have now
+    in the scratch database. The column is "" for a table. So each RENAME that is run also
+    changes the keys of the other answers.
     """
 
     def __init__(self, change: _Change, path: str, rename: dict[str, str], drop: Iterable[str],
@@ -4572,8 +4655,8 @@ class _Answers:
         return table, column
 
     def rename(self) -> None:
-        """Make the renames, first those of columns. What has the new name gives way, if it is
-        renamed or dropped too."""
+        """Run the renames, those of columns first. If another table or column has the new name
+        and is to be renamed or dropped too, it is first moved to a free name."""
         change = self.change
         while self.renames:
             of_columns = [named for named in self.renames if named[1]]
@@ -4615,7 +4698,8 @@ class _Answers:
 
 
 def _questions(answers: _Answers) -> Iterator[str]:
-    """Yield what has to be answered: what could lose data, or be meant in two ways."""
+    """Yield the lines of the questions to the person. A change is not guessed if it could lose
+    data or has two meanings."""
     scratch, wanted = answers.change.scratch, answers.change.wanted
     today, tables = _read_tables(scratch), _read_tables(wanted)
     for table, (name, sql) in sorted(today.items()):
@@ -4761,8 +4845,8 @@ def _read_schema_file(path: str) -> str:
 
 
 def _run_schema_file(wanted: sqlite3.Connection, text: str, path: str) -> None:
-    """Create in an empty database what a schema file holds. Raises MigrationError with the line
-    of what it may not hold, or of what SQLite refuses."""
+    """Run the statements of a schema file in an empty database. Raises MigrationError with the
+    line of a statement that is not allowed there or that SQLite rejects."""
     why, line, statement = "there is no statement in it", 1, ""
     for number, statement in _statements(text, 1):
         why, line = _run_schema_statement(wanted, statement), number
@@ -4961,7 +5045,7 @@ def _squash_names(folder: str, to: int, path: str, before: str) -> dict[int, str
     listing = _scan(folder)
     _refuse_twins(listing)
     names = {version: name for version, name in listing.names.items() if version <= to}
-    if to not in names or to == listing.squashed:
+    if to not in names or to == listing.squashed_version:
         raise MigrationError(f"{folder} has no script with the number {to:04d}, or it is squashed "
                              "already. Nothing was changed. Give the number of the last script "
                              "to squash.")
@@ -5018,9 +5102,9 @@ def _describe_squash_again(folder: str, name: str, start: str) -> str:
 
 
 def _squash_difference(built: _ScratchFile, to: int, room: str) -> str:
-    """Return how the database differs that is built by the only script in the directory `room`,
-    "" if it does not. It is the same if the same script can be written from it, because no
-    two values are written alike."""
+    """Return how the database that the only script in the directory `room` builds differs from
+    `built`, "" if it does not. Each is written as a script, and the texts are compared: they
+    are equal only for equal databases, because different values are never written alike."""
     from itertools import zip_longest
     proof = _ScratchFile(os.path.join(room, "proof.db"), built.connect, _Silence())
     try:
@@ -5115,7 +5199,7 @@ def _squash_refusal(connection: sqlite3.Connection, version: int, to: int, listi
                     database: str) -> str:
     """Return why the squashed script cannot bring a database to a version, "" if it can or
     is not needed. It builds new databases only: the rows of others may be changed by now."""
-    last, folder, names = listing.squashed, listing.folder, listing.names
+    last, folder, names = listing.squashed_version, listing.folder, listing.names
     if version >= last or to <= version:
         return ""
     squashes = [os.path.join(folder, name) for name in sorted(os.listdir(folder))
@@ -5206,9 +5290,9 @@ def _literal(connection: sqlite3.Connection, value: Any) -> str:
 
 
 def _float_literal(connection: sqlite3.Connection, value: float) -> str:
-    """Return a float as SQL that is read as the same bits. SQLite reads some decimals one bit
-    too high or low, and not each of its versions the same; whole numbers that powers of two
-    multiply or divide are exact in all."""
+    """Return a float as SQL that every version of SQLite reads as the same bits. SQLite reads
+    some long decimals one bit too high or low, and its versions differ. Such a float is written
+    as a whole number that is multiplied or divided by powers of two, which is exact in all."""
     import math
     text = repr(value).replace("inf", "9e999")
     if len(text.partition("e")[0].strip("-0.")) <= 15 and connection.execute(
@@ -5290,8 +5374,8 @@ def _replay(scratch: _Database, migrations_dir: StrPath, to: int | None) -> None
 
 def _announce(report: _Report, migrations_dir: StrPath, where: str = "a scratch database",
               version: int = 0, to: int = MAX_VERSION) -> None:
-    """Warn, before the scripts from a version up to another run on something other than their
-    database, of those that can do things elsewhere."""
+    """Warn of the scripts that can write elsewhere than to their database: .py, .sh and ATTACH.
+    Call this before the scripts above `version`, up to `to`, run on `where`."""
     import re
     attach = re.compile(rb"""\battach\s+(?:database\s+)?('[^']*'|"[^"]*"|[?:@$]\w*)\s+as\s""", re.I)
     folder = os.fsdecode(migrations_dir)
@@ -5349,7 +5433,7 @@ def _find_version(database: _Database, schema: Schema, folder: str, versions: li
     fitting = [version for version in versions if not diffs[version]]
     if not fitting:
         nearest = min(reversed(diffs.values()), key=lambda diff: diff.count("\n"))
-        squashed = _scan(folder).squashed
+        squashed = _scan(folder).squashed_version
         older = (f" The scripts up to {squashed} were squashed into one: if it has the schema of "
                  "an older version, enroll and migrate it first with a release that still has the "
                  f"scripts up to {squashed}." if squashed else "")
@@ -5462,13 +5546,13 @@ def _compare_rows(connection: sqlite3.Connection, before: dict[str, _Table],
 
 def _compare_table(connection: sqlite3.Connection, old: _Table, new: _Table, examples: int,
                    ) -> tuple[dict[str, int], dict[str, int], dict[str, int], dict[str, Any]]:
-    """Return the number of values, other than NULL, lost with each dropped column, that of the
-    values changed in each kept one, that of the values in each new one of rows that there were
-    before, and examples of the changed ones.
+    """Return four dictionaries by column: how many values, other than NULL, were lost with a
+    dropped column; how many values changed in a kept one; how many of the old rows have a value
+    in a new one; and examples of the changed values.
 
-    A dropped column whose values another one holds now has lost nothing. A row
-    that is no longer there under its key counts for the key, unless the table has become
-    smaller: then the number of rows tells it.
+    A dropped column has lost nothing if another column holds its values now. A row that is not
+    found by its old key counts as a change of the key. Rows by which the table has become
+    smaller are not counted here, because the number of rows shows them.
     """
     gone = [each.name for column, each in old.columns.items() if column not in new.columns]
     kept = [each.name for column, each in new.columns.items() if column in old.columns]
@@ -5480,14 +5564,6 @@ def _compare_table(connection: sqlite3.Connection, old: _Table, new: _Table, exa
                                *(f"a.{_quoted(name)} IS NOT NULL" for name in added))
     changed = {name: number for name, number in zip(kept, numbers) if number}
     filled = {name: number for name, number in zip(added, numbers[len(kept):]) if number}
-    shown = {name: [[*row] for row in connection.execute(
-        f"SELECT {', '.join(f'b.{n}' for n in key)}, b.{_quoted(name)}, a.{_quoted(name)} "
-        f"FROM {joined} WHERE {_differs(name, name)} LIMIT {examples}").fetchall()]
-        for name in (changed if examples else ())}
-    rows = _count(connection, source, " AND ".join(f"b.{n} IS NOT NULL" for n in key) or "0")
-    moved = min(rows + _count(connection, target, "1")) - matched
-    if moved > 0:
-        changed[", ".join(map(_bare, key))] = moved
     lost = {}
     for name in gone:
         holds = f"b.{_quoted(name)} IS NOT NULL"
@@ -5498,6 +5574,16 @@ def _compare_table(connection: sqlite3.Connection, old: _Table, new: _Table, exa
             lost[name] = number
         for other in moved_to:
             filled.pop(other, None)
+    compared = [(name, f"b.{_quoted(name)}", _differs(name, name)) for name in changed]
+    compared += [(name, "NULL", f"a.{_quoted(name)} IS NOT NULL") for name in filled]
+    shown = {name: [[*row] for row in connection.execute(
+        f"SELECT {', '.join(f'b.{n}' for n in key)}, {before}, a.{_quoted(name)} "
+        f"FROM {joined} WHERE {condition} LIMIT {examples}").fetchall()]
+        for name, before, condition in (compared if examples else ())}
+    rows = _count(connection, source, " AND ".join(f"b.{n} IS NOT NULL" for n in key) or "0")
+    moved = min(rows + _count(connection, target, "1")) - matched
+    if moved > 0:
+        changed[", ".join(map(_bare, key))] = moved
     return lost, changed, filled, shown
 
 
@@ -5524,7 +5610,8 @@ def _count(connection: sqlite3.Connection, source: str, *conditions: str) -> lis
 
 def _differs(old: str, new: str) -> str:
     """Return a condition for two values that differ. Text is compared by its letters, whatever
-    the collation; 7, 7.0 and '7' are the same value in columns of other types, 7 and '007' not."""
+    the collation. A column may have got another type: 7 and 7.0 are the same, and so are 7 and
+    '7', but not 7 and '007'."""
     a, b = f"a.{_quoted(new)}", f"b.{_quoted(old)}"
     return (f"(+{a} COLLATE BINARY IS NOT +{b} AND (typeof({a}) = typeof({b}) "
             f"OR CAST({a} AS TEXT) COLLATE BINARY IS NOT CAST({b} AS TEXT)))")
@@ -5533,7 +5620,7 @@ def _differs(old: str, new: str) -> str:
 # ------------------------------------------------------------------ messages
 
 
-# How what SQLite says begins: what it means to a person, and what to do.
+# The beginnings of SQLite's messages, each with (what it means to a person, what to do).
 SQLITE_ERRORS: dict[str | tuple[str, ...], tuple[str, str]] = {
     "database is locked": ("database is locked: another connection holds {db}",
                            "Wait for it to finish, or raise --timeout"),
@@ -5628,11 +5715,14 @@ def _to_failure(database: _Database, script: _Script, error: BaseException,
 
 
 def _is_interrupt(error: BaseException, statement: str = "") -> bool:
-    """Return whether an error stands for a KeyboardInterrupt that was raised in a function
-    that SQLite called. It is lost there: an authorizer then counts as denying, and a progress
-    handler as interrupting. (Where extensions are off, load_extension() is denied too; and
-    an IntegrityError may say whatever the script's RAISE() does. To catch the interrupt in
-    the functions themselves works on Python 3.9, and never on 3.12 and 3.13.)"""
+    """Return whether an error stands for a KeyboardInterrupt that was raised in a callback of
+    SQLite. The sqlite3 module drops that exception. SQLite reports that the authorizer denied
+    the statement, or that the progress handler interrupted it.
+
+    Two other errors look like this: load_extension() is denied if extensions are off, and
+    RAISE() in a trigger gives an IntegrityError with any text. (To catch the interrupt in the
+    callbacks themselves works on Python 3.9, but never on 3.12 and 3.13.)
+    """
     message = str(error)
     is_constraint = type(error).__name__ == "IntegrityError" or (  # PyPy's executescript()
         getattr(error, "sqlite_errorcode", 0) & 0xFF == SQLITE_CONSTRAINT)
@@ -5768,8 +5858,8 @@ class _Report:
         _say(f"error: {text}")
 
     def is_stopped(self) -> bool:
-        """Return whether a signal has come: the main thread may have seen it and not we, or
-        SQLite may have swallowed the KeyboardInterrupt that came in one of its callbacks."""
+        """Return whether a signal has come. Its KeyboardInterrupt may never arrive here, because
+        Python raises it in the main thread only, and SQLite swallows it in a callback."""
         return bool(self._stop)
 
     def check_stop(self) -> None:
@@ -5928,18 +6018,18 @@ def _parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[s
     migrates = new is None and (
         arguments.action, arguments.squash, arguments.set_version, arguments.restore) == (None,) * 4
     for broken, rule in (
-            (arguments.backup and not migrates, "--backup goes with migrating"),
+            (arguments.backup and not migrates, "--backup is only for migrating"),
             (arguments.to is not None and not migrates
              and arguments.action not in ("rehearse", "print-schema"),
-             "--to goes with migrating, --rehearse and --print-schema"),
-            (arguments.json and arguments.action != "status", "--json goes with --status"),
+             "--to is only for migrating, --rehearse and --print-schema"),
+            (arguments.json and arguments.action != "status", "--json is only for --status"),
             (arguments.schema is not None and new is None and arguments.action != "verify",
-             "--schema goes with --new or --verify"),
+             "--schema is only for --new and --verify"),
             (arguments.restore is not None and len(databases) > 1,
-             "--restore goes with one database"),
-            (answers and new is None, "--rename, --drop and --fill go with --new"),
+             "--restore takes only one database"),
+            (answers and new is None, "--rename, --drop and --fill are only for --new"),
             (answers and new is not None and new.endswith(EXTENSIONS[1:]),
-             "--rename, --drop and --fill go with an SQL script"),
+             "--rename, --drop and --fill are only for an SQL script"),
             (answers and not schema, "--rename, --drop and --fill need a schema: --schema FILE")):
         if broken:
             parser.error(rule)
@@ -6034,9 +6124,9 @@ def _command(arguments: argparse.Namespace, database: _Database, several: bool =
         return _show(found, action, arguments.json, several, report, folder)
     if action == "verify":
         return _Outcome(_show_difference(
-            _verify(database, folder), path, "was changed by other means than its scripts, or one "
-            "of them was edited (--check tells). To keep a change by other means, write a script "
-            "that makes it, and mark that as applied with --set-version.",
+            _verify(database, folder), path, "was changed by other means than its scripts, or a "
+            "script was edited or never ran on it (--check tells). To keep a change by other "
+            "means, write a script that makes it, and mark that as applied with --set-version.",
             report), "as the scripts say")
     if action == "rehearse":
         examples = 3 if arguments.verbose else 0
@@ -6241,8 +6331,8 @@ def _work_on(arguments: argparse.Namespace, path: str, connect: Connect, stop: l
 
 
 def _in_threads(number: int, work: Callable[[], None], signals: _Signals) -> None:
-    """Let so many threads work, and wait for them all. A signal asks them to stop, and
-    interrupts nothing here until signals.let_through() is called."""
+    """Run `work` in so many threads, and wait for all of them. A signal asks them to stop, but
+    raises nothing in this thread until signals.let_through() is called."""
     import threading
 
     def run() -> None:
@@ -6251,8 +6341,8 @@ def _in_threads(number: int, work: Callable[[], None], signals: _Signals) -> Non
         except KeyboardInterrupt:
             pass  # it was asked to stop
 
-    # Python 3.9 to 3.12 take a thread for ended if an exception interrupts a join() with it.
-    # The process would then exit while the thread is at work.
+    # In Python 3.9 to 3.12, an exception during join() marks the thread as ended although it
+    # still works. The process would then exit too early.
     signals.hold_back()
     threads = [threading.Thread(target=run) for _ in range(number)]
     for thread in threads:
@@ -6279,7 +6369,7 @@ def _describe_shared_problems(databases: list[str], connect: Connect, listing: _
         for _, name, state, *_ in states:
             if state in ("applied", "edited"):
                 ran.setdefault(name, []).append(path)
-    new_names = _give_numbers(suspects, ran, listing, newest)
+    new_names = _propose_names(suspects, ran, listing, newest)
     texts = _describe_twins(listing, ran, new_names)
     alone = sorted(suspects.difference(*listing.twins.values()))
     texts += [f"{name}: applied to {_cut(ran[name])}, but not to all of these databases. Give it "
@@ -6296,8 +6386,8 @@ def _describe_shared_problems(databases: list[str], connect: Connect, listing: _
 
 
 class _Signals:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into a KeyboardInterrupt. Later ones, and all
-    after the decision, disturb nothing. The handlers of before come back in the end."""
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a KeyboardInterrupt. Later signals, and all
+    after hold_back(), are only noted in `came`. The old handlers are restored on exit."""
 
     def __init__(self) -> None:
         self.came: list[int] = []  # not empty when the work is to stop
@@ -6306,7 +6396,7 @@ class _Signals:
 
     def __enter__(self) -> _Signals:
         import signal
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # the last one is on Windows
             number = getattr(signal, name, None)
             if number is None or name == "SIGHUP" and (
                     signal.getsignal(number) != signal.SIG_DFL):

@@ -4120,6 +4120,9 @@ This was a rehearsal: x.db is untouched.
         self.assertIn("\nvalues changed:\n  users.name  2\n    1: 'Ann' -> 'XAnn'\n    2: 'Bob' -> "
                       "'XBob'\n\n", self.works(self.go("--rehearse", "-v")).out)
         self.assertEqual(fastmigrate.rehearse("x.db", "m")["examples"], {})
+        self.script("0002-b.sql", "ALTER TABLE users ADD COLUMN x; UPDATE users SET x = 5 WHERE id = 2;")
+        self.assertIn("\nvalues in new columns:\n  users.x  1\n    2: None -> 5\n\n",
+                      self.works(self.go("--rehearse", "-v")).out)
 
     def test_it_works_on_a_database_in_wal_mode(self):
         self.assertEqual(self.rehearsed("PRAGMA journal_mode = WAL;\n" + self.USERS,
@@ -4788,7 +4791,7 @@ class Connecting(Case):
                 call("m")
             self.assertEqual(str(caught.exception), "two scripts have the number 0001, so nothing is "
                              "run: 0001-a.sql, 0001-b.sql in m. Renumber one that ran on no other "
-                             "database.")
+                             "database (--status there tells).")
 
     def test_every_call_and_the_command_line_use_it(self):
         options = {"connect": self.connect}
@@ -5430,9 +5433,9 @@ Fix the script, then run this again.
 error: m/0002-b.sql: it leaves 3 dangling references: album row 10 refers to a row of artist that \
 does not exist
 x.db is still at version 1; the script was rolled back.
-Fix the script. To make ON DELETE CASCADE work, start it with the line `PRAGMA foreign_keys = ON;`. \
-If this is intended, start it with the line `-- fastmigrate: no-foreign-key-check`, then run this \
-again.
+Let the script change or delete these rows too. To make ON DELETE CASCADE do that, put `PRAGMA \
+foreign_keys = ON;` before its first statement. If this is intended, start it with the line \
+`-- fastmigrate: no-foreign-key-check`, then run this again.
 """)
         self.script("0002-b.sql", "-- fastmigrate: no-foreign-key-check\nDELETE FROM artist;")
         self.says("""
@@ -5484,11 +5487,11 @@ warning: ignored (bad file name): 1-a.sql. In m, a migration script is named NNN
         self.script("0001-b.sql")
         os.unlink("m/1-a.sql")
         self.says("""
-error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied. Renumber one that ran on no other database. If 0001-b.sql did not:
+error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied. Renumber one that ran on no other database (--status there tells). If 0001-b.sql ran on none:
     mv m/0001-b.sql m/0002-b.sql
 """)
         self.says("""
-error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied. Renumber one that ran on no other database. If 0001-b.sql did not:
+error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied. Renumber one that ran on no other database (--status there tells). If 0001-b.sql ran on none:
     mv m/0001-b.sql m/0002-b.sql
 """, "--verify")
         shutil.rmtree("m")
