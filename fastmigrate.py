@@ -2850,7 +2850,7 @@ def _accept_edits(database: _Database, folder: str) -> list[str]:
         states = _read_states(connection, version, listing, database.name, thorough=True)
         renumbered = _find_renumbered(states, folder).values()
         for found in states:
-            number, name, state, when, row = found
+            number, name, state, _, row = found
             if number == listing.squashed_version != 0 and row[0] not in ("", name):
                 continue  # this database ran the scripts that the squashed one replaced
             if state in ("applied", "edited"):
@@ -2862,7 +2862,7 @@ def _accept_edits(database: _Database, folder: str) -> list[str]:
             if number < min(version, *listing.names):  # nothing below it can be late
                 connection.execute(DELETE_HISTORY, (number, number))
             elif row[:2] != new:
-                connection.execute(INSERT_HISTORY, (number, *new, when or _utc()))
+                connection.execute(INSERT_HISTORY, (number, *new, row[2]))
             else:
                 continue
             accepted.append(name)

@@ -3933,6 +3933,8 @@ class EnrollingSafely(Case):
                                       ("0002-x.sql", "applied", False),
                                       ("0003-x.sql", *(("applied", True) if db == "y.db" else
                                                        ("pending", False)))])
+        self.assertEqual(self.works(self.go("--accept")).out, "accepted for x.db: 0001-x.sql\n")
+        self.assertEqual(self.sql("SELECT DISTINCT applied_at FROM _migration_history"), [("",)])
 
     @unittest.skipIf(os.name != "posix" or not os.getuid(), "root can read all files")
     def test_a_script_that_counts_as_applied_need_not_be_readable(self):
