@@ -87,7 +87,6 @@ if TYPE_CHECKING:
     ForeignKey = tuple[str, str, tuple[str, ...], Union[tuple[str, ...], None]]
     KeysThatDangle = dict[tuple[str, ...], tuple[ForeignKey, "Counter[Any]"]]
     Row = tuple[str, str, str]  # of the history: name, checksum, when it was applied
-    State = tuple[int, str, str, Union[str, None], Row]  # see _read_states()
     Reader = Callable[[sqlite3.Connection, int], Any]  # of a database at a version
     Tokens = list[tuple[str, str, int]]  # (kind, text, start)
     Schema = dict[tuple[str, ...], tuple[str, str, str]]  # (type, name, SQL) by meaning
@@ -591,6 +590,7 @@ class _Run:
         self.listing: _Listing  # of the directory, from run() on
         self._shared_listing = listing  # that listing, if this is one of several databases
         self._backup_wanted = backup
+        self._head_modes: dict[int, _HeadJournalMode] = {}  # by version
         self._plans: dict[int, _Plan] = {}  # by version; each retry adds some, and none is lost
         self._describe_work: Callable[[], str] = str  # for the progress
 
@@ -634,7 +634,7 @@ class _Run:
         """
         database = self.database
 
-        def read(connection: sqlite3.Connection, version: int) -> tuple[bool, list[State], str]:
+        def read(connection: sqlite3.Connection, version: int) -> tuple[bool, list[_State], str]:
             pending = listing.latest > version and any(
                 version < number <= self.to for number in listing.names)
             states = _read_states(connection, version, listing, database.name,
@@ -642,7 +642,7 @@ class _Run:
             return pending, states, _squash_refusal(connection, version, self.to, listing,
                                                     database.name)
 
-        found: tuple[bool, list[State], str]
+        found: tuple[bool, list[_State], str]
         self.version, found = database.read(read)
         pending, states, refusal = found
         if self.to < self.version:
@@ -684,17 +684,18 @@ class _Run:
             run_next = _run_on_copy if self.plan(pending[0]).on_copy else _run_batch
             try:
                 # Only the first script sets the mode: a batch ends before one with such PRAGMAs.
-                with _HeadJournalMode(self, pending[0]):
+                with self._head_mode(pending[0]):
                     self._note(run_next(self, pending))
             except _Moved as moved:
                 self.version = moved.version
                 # The other process may have run scripts that were squashed here. The squashed
                 # script must not run on top of them.
                 if 0 < self.version < self.listing.squashed_version:
-                    raise MigrationError(self.database.read(
+                    self.version, refusal = self.database.read(
                         lambda connection, version: _squash_refusal(
-                            connection, version, self.to, self.listing, self.database.name))[1]
-                    ) from None
+                            connection, version, self.to, self.listing, self.database.name))
+                    if refusal:
+                        raise MigrationError(refusal, version=self.version) from None
                 if failure and self.version >= failure.script.version:
                     failure = None  # the other process has applied it
             except _LockedError as error:
@@ -708,18 +709,26 @@ class _Run:
             except _ScriptFailed as error:
                 failure = error
                 if self.plan(error.script).on_copy:
-                    break  # those before it are committed
+                    break  # it ran alone: those before it are committed already
             finally:
                 self.database.report.end_progress()
         if failure:
             raise _explain_failure(failure, self.database)
+
+    def _head_mode(self, script: _Script) -> _HeadJournalMode:
+        """Return the journal mode that a script begins with: one object for all tries to run it,
+        because the first of them may change a mode that only the last one can restore."""
+        if script.version not in self._head_modes:
+            self._head_modes[script.version] = _HeadJournalMode(self, script)
+        return self._head_modes[script.version]
 
     def plan(self, script: _Script) -> _Plan:
         """Return how a script is to be run."""
         return self._plans.get(script.version) or _Plan(on_copy=not script.is_sql)
 
     def check_version(self, connection: sqlite3.Connection) -> None:
-        """Check, with the write lock held, that the database is where this run left it.
+        """Check that the database is where this run left it. Unless the write lock is held, that
+        may change at any time.
 
         Raises: _Moved.
         """
@@ -805,7 +814,8 @@ def _run_batch(run: _Run, pending: list[_Script]) -> list[_Applied]:
         _Retry: a script has to be run in another way. The batch was rolled back.
         _Unmeasured: references dangle. The batch was rolled back; the caller runs it again and
             measures them before each script.
-        _Moved: another process was faster. Nothing was run.
+        _Moved: another process was faster. No script was run.
+        _LockedError: somebody held the database for too long.
     """
     with run.database.writing() as connection:
         run.check_version(connection)
@@ -944,7 +954,8 @@ class _Batch:
         return failure
 
     def _roll_back(self) -> None:
-        """Roll back. An error here must not hide the one that made it necessary."""
+        """Roll back. An error here must not hide the one that made it necessary; only an
+        interrupt goes before it."""
         connection = self._connection
         connection.set_authorizer(lambda *details: sqlite3.SQLITE_OK)  # None fails before 3.11
         connection.set_progress_handler(None, 0)  # a second signal must not disturb this
@@ -959,7 +970,7 @@ class _Batch:
 class _HeadJournalMode:
     """Give the database the journal mode that an SQL script begins with, before the script
     runs. ROLLBACK does not undo this change, so __exit__ undoes it if the script fails or has to
-    be run again in another way."""
+    be run again in another way, as far as no other connection stands in the way."""
 
     def __init__(self, run: _Run, script: _Script) -> None:
         self._run = run
@@ -1013,7 +1024,7 @@ def _head_journal_mode(script: _Script) -> str:
 
 def _set_version(connection: sqlite3.Connection, version: int) -> None:
     """Set the version. What is written is read again before the commit."""
-    connection.execute(UPDATE_META, (version,)).fetchall()  # a row with PRAGMA count_changes
+    connection.execute(UPDATE_META, (version,)).fetchall()  # PRAGMA count_changes makes a row
 
 
 def _needs_autocommit(message: str) -> bool:
@@ -1114,8 +1125,11 @@ class _Effects:
             return sqlite3.SQLITE_DENY
         if self._expects_commit:
             self._expects_commit = False
-        else:
-            self._in_transaction = operation == "begin"
+            return sqlite3.SQLITE_IGNORE
+        self._in_transaction = operation == "begin"
+        if self.savepoints and not self._in_transaction:
+            self.needs_autocommit = True  # only a COMMIT that is run releases them
+            return sqlite3.SQLITE_DENY
         return sqlite3.SQLITE_IGNORE
 
     def _pragma(self, name: str, value: str) -> int:
@@ -1226,6 +1240,7 @@ def _run_on_copy(run: _Run, pending: list[_Script]) -> list[_Applied]:
     Raises:
         _ScriptFailed: it failed. The database has not been touched.
         _Moved: another process was faster. Nothing has run.
+        _LockedError: somebody held the database for too long. Nothing has run.
     """
     database, script = run.database, pending[0]
     done: list[_Applied] = []
@@ -1271,7 +1286,7 @@ def _run_on_copy(run: _Run, pending: list[_Script]) -> list[_Applied]:
                             remedy=error.remedy) from None
     except BaseException as error:
         raise _to_failure(database, script, error) from None
-    if modes and modes[-1] != "wal" and _journal_mode_of(database) == "wal":
+    if modes and modes[-1] != "wal" and _is_in_wal(database):
         database.report.warn(f"{database.name} stays in WAL mode after {script.name}. Leave WAL "
                              "mode at the head of an SQL script")
     return done
@@ -1313,7 +1328,7 @@ def _read_version_of_copy(database: _Database, script: _Script, connection: sqli
 
     Raises: _ScriptFailed if the copy is damaged or has no version.
     """
-    given = "the database that it was given"
+    given, version = "the database that it was given", -1
     try:
         _prepare_for_writing(connection, durable=False)
         database.begin(connection)
@@ -1326,7 +1341,7 @@ def _read_version_of_copy(database: _Database, script: _Script, connection: sqli
         what = str(error).split(". ")[0]  # the rest is advice for a database, not for a copy
         raise _ScriptFailed(script, f"it has spoilt the version: {what}") from None
     except database.errors as error:
-        if str(error).startswith(("no such", "unknown function")):
+        if version >= 0 and str(error).startswith(("no such", "unknown function")):
             return version  # quick_check needs what only the application has
         if not _is_damage(error):
             raise
@@ -1337,8 +1352,9 @@ def _read_version_of_copy(database: _Database, script: _Script, connection: sqli
 
 
 def _run_statements(run: _Run, script: _Script, path: str, modes: list[str]) -> str:
-    """Run an SQL script on the database at a path as the sqlite3 program does, each statement
-    by itself. Append the journal modes that it sets to `modes`; return its checksum."""
+    """Run an SQL script on the database at a path, each statement by itself and outside of any
+    transaction of ours, up to the first error. A transaction that it leaves open is committed.
+    Append the journal modes that it sets to `modes`; return its checksum."""
     database, reading = run.database, _Reading(script)
     run.show_progress_of(reading.progress)
     with _closing(database.open(path)) as connection:
@@ -1565,7 +1581,7 @@ class _WorkingCopy:
         removed too: the gate of a process that waits for the lock, and the file of a backup,
         which needs no lock. The process then notices that, and starts again."""
         for path in self._database.find_copies():
-            if path != self.path:
+            if not path.startswith(self.path):  # nor our own -journal, -wal and -shm
                 _remove_database(path)
 
 
@@ -1630,7 +1646,7 @@ class _Changes:
     def __init__(self) -> None:
         self.changed: set[str] = set()  # tables whose rows, columns or indexes it changed
         self.made: set[str] = set()  # tables, views and triggers that it created or altered
-        self.dropped: set[str] = set()  # tables, views and triggers
+        self.dropped: set[str] = set()  # tables, views, triggers and indexes
         self.everything = False  # it renamed a table, or wrote the schema by hand
         self.can_break = False  # a trigger, a view or a foreign key may not work any more
 
@@ -1670,7 +1686,8 @@ class _References:
             self._before = _read_dangling(self._connection, _parents(self._connection))
 
     def dangling(self, changes: _Changes) -> list[_Dangling]:
-        """Return what dangles, old or new, after a script. Call this after each script.
+        """Return what dangles, old or new, after a script, if the script can have changed that:
+        else []. Call this after each script.
 
         Raises:
             _Unmeasured: something dangles. Roll back, and run the scripts again with an
@@ -2160,7 +2177,10 @@ class _Reading:
         self.checksum = ""  # known when all of it was read
 
     def progress(self) -> str:
-        size = os.path.getsize(self._script.path)
+        try:
+            size = os.path.getsize(self._script.path)
+        except OSError:  # it was removed meanwhile
+            size = 0
         if self._done >= size:
             return f"{self._script.name} is running"
         return f"{self._script.name}: {100 * self._done // size} % of {size / 1e6:.1f} MB"
@@ -2596,8 +2616,8 @@ def _read_history(connection: sqlite3.Connection, version: int, db: str) -> dict
 
 
 def _is_as_recorded(connection: sqlite3.Connection, version: int, listing: _Listing) -> bool:
-    """Return whether the history has exactly the scripts of the directory. Every start of the
-    application calls this, so it reads few rows and no file."""
+    """Return whether the history has the numbers of the directory's scripts, and the name of the
+    last. Every start of the application calls this, so it reads few rows and no file."""
     names = listing.names
     try:
         newest = connection.execute(SELECT_NEWEST, (names.get(version),)).fetchall()
@@ -2610,10 +2630,22 @@ def _is_as_recorded(connection: sqlite3.Connection, version: int, listing: _List
         SELECT_NUMBERS).fetchall() == [(",".join(map(str, sorted(names))),)]
 
 
+class _State:
+    """How a script that there is or was stands to one database: its state, one of those that
+    _read_states() explains, and the row of the history under its number."""
+
+    def __init__(self, number: int, name: str, state: str, row: Row) -> None:
+        self.number = number
+        self.name = name
+        self.state = state
+        self.row = row  # NO_ROW if there is none
+        self.has_run = state in ("applied", "edited")  # under this name, or counts as applied
+        self.applied_at = row[2] or None if self.has_run or state == "missing" else None
+
+
 def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing, db: str, *,
-                 thorough: bool) -> list[State]:
-    """Return (number, name, state, when it was applied, row of the history) of each script that
-    there is or was, in order. The states:
+                 thorough: bool) -> list[_State]:
+    """Return the state of each script that there is or was, in order. The states:
 
     pending   its number is above the version of the database
     applied   it ran, or counts as applied because the version was set by hand
@@ -2634,25 +2666,25 @@ def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing
     if squashed:  # scripts that it replaced are not missing
         history = {number: row for number, row in history.items()
                    if number > squashed or number in listing.names}
-    states: list[State] = []
+    states: list[_State] = []
     ran_above = False  # a script ran above this number, and the version was not set in between
     for number in sorted({*listing.names, *history}, reverse=True):  # from the last to the first
         row = history.get(number, NO_ROW)
-        recorded, checksum, when = row
+        recorded, checksum, _ = row
         if number not in listing.names and recorded and checksum:
-            states.append((number, recorded, "missing", when, row))
+            states.append(_State(number, recorded, "missing", row))
         for name in reversed(listing.names_of(number)):
             state = "applied"
             if number > version:
                 state = "pending"
             elif number not in history:
                 state = "late" if ran_above else state
-            elif recorded and (number != squashed or name == recorded) and (
-                    thorough or number == version and name != recorded):
+            elif not recorded or number == squashed and name != recorded:
+                pass  # the version was set by hand, or the squashed script replaced this one
+            elif thorough or number == version and name != recorded:
                 state = _compare(listing.folder, name, recorded, checksum)
-            has_run = state in ("applied", "edited") and when
-            states.append((number, name, state, has_run or None, row))
-        if number in history:  # else there is no row that tells
+            states.append(_State(number, name, state, row))
+        if number in history:  # a row without a name stands for all scripts below it, too
             ran_above = bool(recorded)
     return states[::-1]
 
@@ -2695,7 +2727,7 @@ def _refuse_twins_for(database: _Database, listing: _Listing) -> None:
 class _Findings:
     """The problems of a migrations directory, compared with the history of one database."""
 
-    def __init__(self, states: list[State], listing: _Listing, version: int, db: str,
+    def __init__(self, states: list[_State], listing: _Listing, version: int, db: str,
                  several: bool, of_directory: bool) -> None:
         """Find the problems.
 
@@ -2705,33 +2737,34 @@ class _Findings:
             of_directory: report problems of the directory itself too.
         """
         renumbered = _find_renumbered(states, listing.folder)
-        renumbered_rows = {row for *_, row in renumbered.values()}
-        ran = {name: [db] for _, name, state, *_ in states if state in ("applied", "edited")}
-        self.never_run = [name for _, name, state, _, row in states  # they need other numbers
-                          if state in ("late", "conflict") and row not in renumbered_rows]
+        others = {each.number for each in renumbered.values()}  # _describe_renumbered() has them
+        ran = {each.name: [db] for each in states if each.has_run}
+        self.never_run = [each.name for each in states  # they need other numbers
+                          if each.state in ("late", "conflict") and each.number not in others]
         new_names = {} if several else _propose_names(self.never_run, ran, listing, version)
         # Any of the refusals stops the run.
         self.refusals = _describe_renumbered(renumbered, listing, version, db)
         self.warnings = _describe_states(
             [each for each in states
-             if each[4] not in renumbered_rows and each[0] not in listing.twins],
+             if each.number not in others and each.number not in listing.twins],
             listing, version, db, new_names)
         if of_directory:
             self.refusals += _describe_twins(listing, ran, new_names)
             self.warnings += [_describe_ignored(listing)] if listing.ignored else []
 
 
-def _find_renumbered(states: list[State], folder: str) -> dict[str, State]:
+def _find_renumbered(states: list[_State], folder: str) -> dict[str, _State]:
     """Find scripts that somebody renumbered after they were applied: a pending script has the
     description and checksum of an applied one that is missing, or whose number another script
-    has now. Return {name of the pending script: State of the old number}."""
-    pending = {name[4:]: name for _, name, state, *_ in states if state == "pending"}
-    renumbered = {}
+    has now. Return {name of the pending script: the state of the old number}."""
+    renumbered: dict[str, _State] = {}
     for gone in states:
-        old, checksum, _ = gone[4]
-        if gone[2] in ("missing", "conflict") and old[4:] in pending and not checksum.endswith(
-                "-0") and _checksum(folder, pending[old[4:]]) == checksum:  # -0: an empty script
-            renumbered[pending[old[4:]]] = gone
+        old, checksum, _ = gone.row
+        if gone.state in ("missing", "conflict") and not checksum.endswith("-0"):  # not empty
+            renumbered.update(
+                (each.name, gone) for each in states
+                if each.state == "pending" and each.name[4:] == old[4:]
+                and _checksum(folder, each.name) == checksum)
     return renumbered
 
 
@@ -2749,11 +2782,12 @@ def _propose_names(never_run: Iterable[str], ran: Container[str], listing: _List
     return {name: f"{number:04d}{name[4:]}" for number, name in zip(free, sorted(names))}
 
 
-def _describe_renumbered(renumbered: dict[str, State], listing: _Listing, version: int,
+def _describe_renumbered(renumbered: dict[str, _State], listing: _Listing, version: int,
                     db: str) -> list[str]:
     """Report the scripts that were renumbered after they had been applied."""
     texts = []
-    for name, (number, other, _, _, (old, _, _)) in renumbered.items():
+    for name, gone in renumbered.items():
+        number, other, old = gone.number, gone.name, gone.row[0]
         ways = [f"restore the old name{_move_commands([name], {name: old}, listing.folder)}"]
         if number in listing.names:
             ways = [f"restore a backup of {db} from before version {number}, or create {db} anew"]
@@ -2784,7 +2818,7 @@ PROBLEMS = {  # what a state of scripts means to a person, and what to do
 }
 
 
-def _describe_states(states: list[State], listing: _Listing, version: int, db: str,
+def _describe_states(states: list[_State], listing: _Listing, version: int, db: str,
                      new_names: dict[str, str]) -> list[str]:
     """Return one message for each kind of difference between directory and history."""
     folder, latest, texts = listing.folder, listing.latest, []
@@ -2793,10 +2827,10 @@ def _describe_states(states: list[State], listing: _Listing, version: int, db: s
                      f"end at {latest}. Use the release of the application that has the others, or "
                      "put them back.")
     for kind, text in PROBLEMS.items():
-        found = [(name, row[0]) for number, name, state, _, row in states
-                 if state == kind and (kind != "missing" or number < latest)]
+        found = [each for each in states
+                 if each.state == kind and (kind != "missing" or each.number < latest)]
         if found:
-            names, others = [name for name, _ in found], [old for _, old in found]
+            names, others = [each.name for each in found], [each.row[0] for each in found]
             texts.append(text.format(names=_cut(names), others=_cut(others), db=db, folder=folder,
                                      program=_program_for(db, folder),
                                      move=_move_commands(names, new_names, folder)))
@@ -2824,10 +2858,10 @@ def _record(connection: sqlite3.Connection, version: int, done: list[_Applied],
     if version and not is_recorded:
         if version not in listing.names:
             rows.append((version, "", "", now))
-        rows += [(number, name, _checksum_or_none(listing.folder, name), "")
-                 for number, name, state, _, row in _read_states(
-                     connection, version, listing, "the database", thorough=True)
-                 if state == "applied" and row == NO_ROW]
+        rows += [(each.number, each.name, _checksum_or_none(listing.folder, each.name), "")
+                 for each in _read_states(connection, version, listing, "the database",
+                                          thorough=True)
+                 if each.state == "applied" and each.row == NO_ROW]
     connection.executemany(INSERT_HISTORY, rows)
 
 
@@ -2838,9 +2872,9 @@ def _forget(connection: sqlite3.Connection, version: int, db: str) -> None:
 
 
 def _accept_edits(database: _Database, folder: str) -> list[str]:
-    """Record the applied scripts as they are now; return the names of those whose record has
-    changed. Scripts that never ran are not recorded, so they stay pending, late or in conflict.
-    """
+    """Record the applied scripts as they are now, and those that were deleted as gone; return the
+    names of those whose record has changed. Scripts that never ran are not recorded, so they stay
+    pending, late or in conflict."""
     accepted: list[str] = []
     listing = _scan(folder)
     _refuse_twins_for(database, listing)
@@ -2849,13 +2883,13 @@ def _accept_edits(database: _Database, folder: str) -> list[str]:
         connection.execute(CREATE_HISTORY)
         states = _read_states(connection, version, listing, database.name, thorough=True)
         renumbered = _find_renumbered(states, folder).values()
-        for found in states:
-            number, name, state, _, row = found
-            if number == listing.squashed_version != 0 and row[0] not in ("", name):
+        for each in states:
+            number, name, row = each.number, each.name, each.row
+            if listing.squashed_version == number and row[0] not in ("", name):
                 continue  # this database ran the scripts that the squashed one replaced
-            if state in ("applied", "edited"):
+            if each.has_run:
                 new = name, _checksum(folder, name)
-            elif state == "missing" and number < listing.latest and found not in renumbered:
+            elif each.state == "missing" and number < listing.latest and each not in renumbered:
                 new = name, ""
             else:
                 continue  # it never ran, or is one of a newer release, or will be renamed back
@@ -2890,8 +2924,8 @@ def _status(database: _Database, folder: str, listing: _Listing | None = None,
                  for name, (reason, _) in broken.items()}
     return {
         "db": database.path_as_given, "version": version, "latest": found.latest,
-        "migrations": [{"version": number, "name": name, "state": state, "applied_at": when}
-                       for number, name, state, when, _ in states],
+        "migrations": [{"version": each.number, "name": each.name, "state": each.state,
+                        "applied_at": each.applied_at} for each in states],
         "blocked": bool(refusal or findings.refusals),
         "problems": [*([refusal] if refusal else []), *findings.refusals, *findings.warnings,
                      *(text for name, text in described.items() if name not in known)],
@@ -3273,10 +3307,14 @@ def _journal_mode(connection: sqlite3.Connection, wanted: str = "") -> str:
     return str(connection.execute(f"PRAGMA main.journal_mode{setting}").fetchall()[0][0])
 
 
-def _journal_mode_of(database: _Database) -> str:
-    """Return the journal mode of a database."""
-    with _closing(database.open()) as connection:
-        return str(database.retry_while_locked(lambda: _journal_mode(connection)))
+def _is_in_wal(database: _Database) -> bool:
+    """Return whether a database is known to be in WAL mode. A database that cannot be read now
+    is not."""
+    try:
+        with _closing(database.open()) as connection:
+            return _journal_mode(connection) == "wal"
+    except database.errors:
+        return False
 
 
 def _check_path(path: str) -> None:
@@ -6366,9 +6404,9 @@ def _describe_shared_problems(databases: list[str], connect: Connect, listing: _
         except (sqlite3.Error, OSError):
             continue  # this is reported when the database is worked on
         newest = max(newest, version)
-        for _, name, state, *_ in states:
-            if state in ("applied", "edited"):
-                ran.setdefault(name, []).append(path)
+        for each in states:
+            if each.has_run:
+                ran.setdefault(each.name, []).append(path)
     new_names = _propose_names(suspects, ran, listing, newest)
     texts = _describe_twins(listing, ran, new_names)
     alone = sorted(suspects.difference(*listing.twins.values()))

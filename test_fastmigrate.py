@@ -813,6 +813,23 @@ class ConnectionState(Case):
         migrate("x.db", "m")
         self.assertEqual(self.sql("SELECT * FROM t1, t2"), [(1, 2)])
 
+    def test_the_mode_of_before_is_restored_though_a_reader_was_in_the_way_once(self):
+        self.create()
+        self.script("0001-a.sql", "PRAGMA journal_mode = WAL;\nCREATE TABLE a (x);\nSELECT nope;\n")
+        readers = []
+
+        def at(statement):
+            if statement == "PRAGMA main.journal_mode = delete":
+                if not readers:
+                    readers.append(sqlite3.connect("x.db"))
+                    readers[0].execute("SELECT * FROM _meta").fetchall()
+                else:
+                    readers[0].close()
+
+        self.refuses(self.go(connect=connecting(at)), "m/0001-a.sql:3: no such column: nope")
+        self.assertEqual(len(readers), 1)
+        self.assertEqual(self.sql("PRAGMA journal_mode"), [("delete",)])
+
     def test_a_pragma_at_the_head_may_be_written_in_any_way(self):
         for number, text in enumerate((
                 'PRAGMA "journal_mode" = WAL;', "PRAGMA `main`.journal_mode=delete;",
@@ -931,12 +948,19 @@ class Transactions(Case):
     def test_a_savepoint_that_a_script_leaves_open_is_refused(self):
         self.create()
         for text in ("SAVEPOINT s; CREATE TABLE users (x);",
-                     "SAVEPOINT s; SAVEPOINT t; CREATE TABLE users (x); RELEASE t;",
-                     "BEGIN; SAVEPOINT S; CREATE TABLE users (x); ROLLBACK TO s; COMMIT;"):
+                     "SAVEPOINT s; SAVEPOINT t; CREATE TABLE users (x); RELEASE t;"):
             self.script("0001-a.sql", text)
             self.script("0002-b.sql", "CREATE TABLE other (x); ROLLBACK TO s; RELEASE s;")
             self.refuses(self.go(), "0001-a.sql", "savepoint s", "RELEASE", "still at version 0")
             self.assertEqual(self.tables(), set())
+
+    def test_a_commit_of_the_script_ends_its_savepoints(self):
+        self.create()
+        self.script("0001-a.sql", "BEGIN; CREATE TABLE a (x); SAVEPOINT S; CREATE TABLE users (x);"
+                                  "ROLLBACK TO s; COMMIT;")
+        self.script("0002-b.sql", "CREATE TABLE b (x); ROLLBACK TO s;")
+        self.refuses(self.go(), "m/0002-b.sql:1: no such savepoint: s", "still at version 1")
+        self.assertEqual(self.tables(), {"a"})
 
     def test_savepoints_that_are_ended_do_what_they_say(self):
         self.create()
@@ -2809,6 +2833,13 @@ class Collisions(Case):
         self.script("0003-jane.sql", "UPDATE init SET x = x * 1.19; -- again")
         self.works(self.go())
         self.assertEqual(self.version(), 3)
+
+    def test_a_renumbered_script_is_found_beside_another_with_its_words(self):
+        self.script("0005-fix.sql", "UPDATE init SET x = x * 2;")
+        migrate("x.db", "m")
+        os.rename("m/0005-fix.sql", "m/0006-fix.sql")
+        self.script("0007-fix.sql", "UPDATE init SET x = x * 3;")
+        self.refuses(self.go(), "0006-fix.sql is already applied to x.db, as 0005-fix.sql")
 
     def test_a_database_that_had_the_script_that_was_renumbered_gets_the_one_that_it_lacks(self):
         self.script("0002-jane.sql", "UPDATE init SET x = x * 2;")
