@@ -34,7 +34,8 @@ The calls have these arguments and exceptions in common:
     connect         called as connect(path) for every connection: for a
                     database that needs an extension, a collation or a key
 
-    FileNotFoundError  there is no such database or directory
+    FileNotFoundError  there is no such database or directory; this is
+                       always a MigrationError too
     UnversionedError   the database has no version; a MigrationError
     ValueError         two scripts have one number, or a name is not UTF-8
     MigrationError     anything else that prevents the call. Unless a
@@ -150,6 +151,10 @@ class UnversionedError(MigrationError):
     """The database is sound, but has no version: it has no table `_meta`."""
 
 
+class _MissingError(MigrationError, FileNotFoundError):
+    """A database, a directory or a file does not exist."""
+
+
 class _EmptyError(UnversionedError):
     """The file has 0 bytes, or no table at all: it is no database yet."""
 
@@ -231,9 +236,15 @@ def set_db_version(db_path: StrPath, version: int, *, connect: Connect = sqlite3
     This puts an unversioned database under management: it gets the table
     `_meta`.
     """
-    if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= MAX_VERSION:
-        raise MigrationError(f"{version!r} is not a version: give a number from 0 to {MAX_VERSION}")
+    _check_version(version)
     _Database(db_path, connect=connect).set_version(version)
+
+
+def _check_version(version: object) -> None:
+    """Raise MigrationError if this is no number that a version can have."""
+    if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= MAX_VERSION:
+        raise MigrationError(f"{version!r} is not a version. Nothing was changed. Give a number "
+                             f"from 0 to {MAX_VERSION}.")
 
 
 def ensure_meta_table(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> None:
@@ -243,7 +254,7 @@ def ensure_meta_table(db_path: StrPath, *, connect: Connect = sqlite3.connect) -
     try:
         database.read()
     except UnversionedError:
-        database.set_version(0)
+        database.set_version(0, only_unversioned=True)  # another process may have been faster
 
 
 # Applications import these two from the `core` of the fastmigrate package.
@@ -298,10 +309,9 @@ def build_db(migrations_dir: StrPath, path: StrPath | None = None, *, to: int | 
             _copy_pages(memory.connection, connection)
             return connection
     database = _BuiltFile(path, connect=connect)
-    if not database.is_missing():
+    if not database.is_missing() or not database.create():
         raise MigrationError(f"{database.name} already exists. Nothing was changed. Give the "
                              "path of a new file.")
-    database.create()
     try:
         _replay(database, migrations_dir, to)
     except BaseException:
@@ -384,6 +394,7 @@ def squash(migrations_dir: StrPath, to: int, *, connect: Connect = sqlite3.conne
     below is refused until the old scripts have migrated it.
     """
     from pathlib import Path
+    _check_version(to)
     return Path(_squash(os.fsdecode(migrations_dir), to, connect, _Report()))
 
 
@@ -462,8 +473,14 @@ def get_db_schema(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> st
     The tables of migration tools, this one included, are left out."""
     database = _Database(db_path, connect=connect)
     database.must_exist()
-    with database.explained(), _closing(database.open()) as connection:
-        return _schema_text(_read_schema(connection))
+
+    def read() -> str:
+        with _closing(database.open()) as connection:
+            connection.execute("BEGIN")
+            return _schema_text(_read_schema(connection))
+
+    with database.explained():
+        return str(database.retry_while_locked(read))
 
 
 def get_migration_scripts(migrations_dir: StrPath) -> dict[int, Path]:
@@ -577,9 +594,8 @@ class _Run:
                  backup: bool = False, listing: _Listing | None = None) -> None:
         self.database = database
         self.folder = os.fsdecode(migrations_dir)
-        if to is not None and (isinstance(to, bool) or not isinstance(to, int) or to < 0):
-            raise MigrationError(f"to={to!r} is not a version. Nothing was changed. Give a number "
-                                 f"from 0 to {MAX_VERSION}.")
+        if to is not None:
+            _check_version(to)
         self.to = sys.maxsize if to is None else to
         self.version = 0  # where the database stands
         self.applied: list[_Applied] = []
@@ -597,7 +613,7 @@ class _Run:
     def run(self) -> list[_Applied]:
         """Apply what is pending and return it.
 
-        Raises: MigrationError, FileNotFoundError.
+        Raises: MigrationError.
         """
         database, report = self.database, self.database.report
         with database.explained(changes=True):
@@ -653,7 +669,7 @@ class _Run:
         refusals, warnings = [refusal] if refusal else [], []
         if states or listing.ignored or self.version > listing.latest:
             several = bool(self._shared_listing)
-            findings = _Findings(states, listing, self.version, database.name, several,
+            findings = _Findings(states, listing, self.version, database, several,
                                  of_directory=not several)
             self.never_run, warnings = findings.never_run, findings.warnings
             refusals = findings.refusals or refusals
@@ -2449,8 +2465,8 @@ def _scan(migrations_dir: StrPath) -> _Listing:
                     others.append(name)
         "".join(names.values()).encode()
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no migrations directory {folder}. Create it, or "
-                                "name another one (--migrations).") from None
+        raise _MissingError(f"there is no migrations directory {folder}. Create it, or name "
+                            "another one (--migrations).") from None
     except OSError as error:
         raise type(error)(f"the migrations directory {folder} cannot be read: {error.strerror}. "
                           "Make it readable for this user, or name another one (--migrations)."
@@ -2518,7 +2534,10 @@ def _describe_twins(listing: _Listing, ran: dict[str, list[str]] | None = None,
         if ran is not None:
             where = [f"{name} is applied to {_cut(ran[name])}" for name in names if name in ran]
             text += f"{'; '.join(where) or 'None of them is applied'}. "
-        if where[1:]:
+        checksums = {_checksum_or_none(listing.folder, name) for name in names}
+        if len(checksums) == 1 and checksums.pop().partition("-")[2] not in ("", "0"):  # not empty
+            text += "They are the same: delete all but one."
+        elif where[1:]:
             text += ("Give each a number above the latest, and change it to do nothing if already "
                      "applied.")
         else:
@@ -2639,6 +2658,7 @@ class _State:
         self.name = name
         self.state = state
         self.row = row  # NO_ROW if there is none
+        self.is_there = state not in ("missing", "squashed")  # in the directory
         self.has_run = state in ("applied", "edited")  # under this name, or counts as applied
         self.applied_at = row[2] or None if self.has_run or state == "missing" else None
 
@@ -2653,6 +2673,7 @@ def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing
     conflict  another script ran under its number: both name and text differ
     late      it never ran, though a script with a higher number did
     missing   it ran, and is no longer in the directory
+    squashed  it ran, and the squashed script has replaced it
 
     Unless it is `thorough`, scripts below the version are compared by their numbers alone, and
     the result is [] if nothing can be wrong (the common case at start-up).
@@ -2663,10 +2684,10 @@ def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing
     if not history and not thorough:
         return []
     squashed = listing.squashed_version
-    if squashed:  # scripts that it replaced are not missing
-        history = {number: row for number, row in history.items()
-                   if number > squashed or number in listing.names}
-    states: list[_State] = []
+    replaced = [number for number in history
+                if number <= squashed and number not in listing.names]
+    states = [_State(number, history[number][0], "squashed", history.pop(number))
+              for number in replaced]
     ran_above = False  # a script ran above this number, and the version was not set in between
     for number in sorted({*listing.names, *history}, reverse=True):  # from the last to the first
         row = history.get(number, NO_ROW)
@@ -2720,15 +2741,15 @@ def _refuse_twins_for(database: _Database, listing: _Listing) -> None:
     if listing.twins:
         version, states = database.read(lambda connection, version: _read_states(
             connection, version, listing, database.name, thorough=True))
-        findings = _Findings(states, listing, version, database.name, False, of_directory=True)
+        findings = _Findings(states, listing, version, database, False, of_directory=True)
         raise MigrationError("\n".join(findings.refusals), version=version)
 
 
 class _Findings:
     """The problems of a migrations directory, compared with the history of one database."""
 
-    def __init__(self, states: list[_State], listing: _Listing, version: int, db: str,
-                 several: bool, of_directory: bool) -> None:
+    def __init__(self, states: list[_State], listing: _Listing, version: int,
+                 database: _Database, several: bool, of_directory: bool) -> None:
         """Find the problems.
 
         Args:
@@ -2736,36 +2757,89 @@ class _Findings:
                 that never ran here may have run on another one.
             of_directory: report problems of the directory itself too.
         """
+        db, program = database.name, _program_for(database.path_as_given, listing.folder)
         renumbered = _find_renumbered(states, listing.folder)
-        others = {each.number for each in renumbered.values()}  # _describe_renumbered() has them
-        ran = {each.name: [db] for each in states if each.has_run}
-        self.never_run = [each.name for each in states  # they need other numbers
-                          if each.state in ("late", "conflict") and each.number not in others]
-        new_names = {} if several else _propose_names(self.never_run, ran, listing, version)
+        below = [each.name for each in states if each.is_there
+                 and each.number < listing.squashed_version]
         # Any of the refusals stops the run.
-        self.refusals = _describe_renumbered(renumbered, listing, version, db)
+        self.refusals = _describe_renumbered(renumbered, states, listing, db, program)
+
+        def is_open(each: _State) -> bool:
+            """Return whether nothing else explains this state."""
+            if each.row[0] in renumbered.values() and (each.state == "missing" or self.refusals):
+                return False
+            return each.name not in renumbered and each.name not in below
+
+        remaining = list(filter(is_open, states))
+        self.never_run = [each.name for each in remaining  # they need other numbers
+                          if each.state in ("late", "conflict")]
+        ran = {each.name: [db] for each in states if each.has_run}
+        new_names = {} if several else _propose_names(self.never_run, ran, listing, version)
         self.warnings = _describe_states(
-            [each for each in states
-             if each.number not in others and each.number not in listing.twins],
-            listing, version, db, new_names)
+            [each for each in remaining if each.number not in listing.twins],
+            listing, version, db, program, new_names)
+        if renumbered and not self.refusals:
+            names, olds = [*renumbered], [*renumbered.values()]
+            self.warnings.append(
+                f"{_cut(names)}: already applied to {db}, as {_cut(olds)}. Restore the old name"
+                + _move_commands(names, renumbered, listing.folder))
+        if below:
+            squashed = listing.names[listing.squashed_version]
+            self.warnings.append(
+                f"{_cut(below)}: below {squashed}, which replaced the scripts up to its number. "
+                "Delete what it replaced, and give what is new a number above the latest.")
         if of_directory:
             self.refusals += _describe_twins(listing, ran, new_names)
             self.warnings += [_describe_ignored(listing)] if listing.ignored else []
 
 
-def _find_renumbered(states: list[_State], folder: str) -> dict[str, _State]:
-    """Find scripts that somebody renumbered after they were applied: a pending script has the
-    description and checksum of an applied one that is missing, or whose number another script
-    has now. Return {name of the pending script: the state of the old number}."""
-    renumbered: dict[str, _State] = {}
-    for gone in states:
-        old, checksum, _ = gone.row
-        if gone.state in ("missing", "conflict") and not checksum.endswith("-0"):  # not empty
-            renumbered.update(
-                (each.name, gone) for each in states
-                if each.state == "pending" and each.name[4:] == old[4:]
-                and _checksum(folder, each.name) == checksum)
+def _find_renumbered(states: list[_State], folder: str) -> dict[str, str]:
+    """Return {name now: name when it ran} of the scripts in the directory that ran under another
+    number. They are known by their description and checksum, and the name that the history has
+    is no longer in the directory."""
+    there = {each.name for each in states if each.is_there}
+    gone = [each.row for each in states
+            if each.row[0] not in there and not each.row[1].endswith("-0")]  # -0: an empty script
+    renumbered = {}
+    for each in states:
+        for old, checksum, _ in gone:
+            if (each.state in ("pending", "late", "conflict") and old and old[4:] == each.name[4:]
+                    and _checksum_or_none(folder, each.name) == checksum):
+                renumbered[each.name] = old
     return renumbered
+
+
+def _describe_renumbered(renumbered: dict[str, str], states: list[_State], listing: _Listing,
+                         db: str, program: str) -> list[str]:
+    """Report the scripts that were renumbered after they had been applied, if one of them is
+    pending and would run twice: one message, or none."""
+    ran = [each for each in states if each.is_there and each.name in renumbered]
+    if all(each.state != "pending" for each in ran):
+        return []
+    last, old_numbers = ran[-1].number, [int(renumbered[each.name][:4]) for each in ran]
+    lacking = [each for each in states if each.state in ("pending", "late", "conflict")
+               and each.name not in renumbered and each.number < last]
+    ways = []
+    if lacking:
+        first, end = lacking[0].number, lacking[-1].number
+        between = [each for each in states if each.is_there and first <= each.number <= end]
+        if between == lacking and end < ran[0].number and first > listing.squashed_version:
+            # Nothing but these scripts runs between the two versions that are set.
+            ways.append(
+                f"run {_cut([each.name for each in lacking])} alone, which {db} lacks:"
+                f"\n    {program} --set-version {first - 1}\n    {program} --to {end}"
+                f"\n    {program} --set-version {last}")
+    elif min(old_numbers) > listing.squashed_version:
+        moves = _move_commands([each.name for each in ran], renumbered, listing.folder)
+        ways.append(f"restore the old name{moves}")
+    if lacking or not ways:
+        ways.append(f"restore a backup of {db} from before version {min(old_numbers)}, or create "
+                    f"{db} anew")
+    ways.append("add a comment to the script, if it has to run again")
+    what = "; ".join(f"{each.name} is already applied to {db}, as {renumbered[each.name]}"
+                     for each in ran)
+    return ["\n- ".join([
+        f"{what}. Nothing is run, or it would be applied twice. Do one of these:", *ways])]
 
 
 def _propose_names(never_run: Iterable[str], ran: Container[str], listing: _Listing,
@@ -2780,27 +2854,6 @@ def _propose_names(never_run: Iterable[str], ran: Container[str], listing: _List
             names.discard(twins[0])
     free = range(max(version, listing.latest) + 1, MAX_VERSION + 1)
     return {name: f"{number:04d}{name[4:]}" for number, name in zip(free, sorted(names))}
-
-
-def _describe_renumbered(renumbered: dict[str, _State], listing: _Listing, version: int,
-                    db: str) -> list[str]:
-    """Report the scripts that were renumbered after they had been applied."""
-    texts = []
-    for name, gone in renumbered.items():
-        number, other, old = gone.number, gone.name, gone.row[0]
-        ways = [f"restore the old name{_move_commands([name], {name: old}, listing.folder)}"]
-        if number in listing.names:
-            ways = [f"restore a backup of {db} from before version {number}, or create {db} anew"]
-            if number == version and len(renumbered) == 1:
-                new, program = int(name[:4]), f"\n    {_program_for(db, listing.folder)} "
-                ways.insert(0, f"run {other} alone, which has that number now, and never ran on "
-                            f"{db}:{program}--set-version {number - 1}{program}--to {new - 1}"
-                            f"{program}--set-version {new}")
-        ways.append("add a comment to it, if it has to run again")
-        texts.append("\n- ".join([
-            f"{name} is already applied to {db}, as {old}. Nothing is run, or it would be applied "
-            "twice. Do one of these:", *ways]))
-    return texts
 
 
 PROBLEMS = {  # what a state of scripts means to a person, and what to do
@@ -2819,7 +2872,7 @@ PROBLEMS = {  # what a state of scripts means to a person, and what to do
 
 
 def _describe_states(states: list[_State], listing: _Listing, version: int, db: str,
-                     new_names: dict[str, str]) -> list[str]:
+                     program: str, new_names: dict[str, str]) -> list[str]:
     """Return one message for each kind of difference between directory and history."""
     folder, latest, texts = listing.folder, listing.latest, []
     if version > latest:
@@ -2832,7 +2885,7 @@ def _describe_states(states: list[_State], listing: _Listing, version: int, db: 
         if found:
             names, others = [each.name for each in found], [each.row[0] for each in found]
             texts.append(text.format(names=_cut(names), others=_cut(others), db=db, folder=folder,
-                                     program=_program_for(db, folder),
+                                     program=program,
                                      move=_move_commands(names, new_names, folder)))
     return texts
 
@@ -2882,14 +2935,14 @@ def _accept_edits(database: _Database, folder: str) -> list[str]:
         version = _read_version(connection, database.name)
         connection.execute(CREATE_HISTORY)
         states = _read_states(connection, version, listing, database.name, thorough=True)
-        renumbered = _find_renumbered(states, folder).values()
+        renumbered = _find_renumbered(states, folder).values()  # the names of before
         for each in states:
             number, name, row = each.number, each.name, each.row
             if listing.squashed_version == number and row[0] not in ("", name):
                 continue  # this database ran the scripts that the squashed one replaced
             if each.has_run:
                 new = name, _checksum(folder, name)
-            elif each.state == "missing" and number < listing.latest and each not in renumbered:
+            elif each.state == "missing" and number < listing.latest and name not in renumbered:
                 new = name, ""
             else:
                 continue  # it never ran, or is one of a newer release, or will be renamed back
@@ -2919,13 +2972,14 @@ def _status(database: _Database, folder: str, listing: _Listing | None = None,
                 *_broken_and_known(connection))
 
     version, (states, refusal, broken, known) = database.read(read, unenforced=True)
-    findings = _Findings(states, found, version, database.name, several, not listing)
+    findings = _Findings(states, found, version, database, several, not listing)
     described = {name: _describe_broken(name, reason, f"in {database.name}")
                  for name, (reason, _) in broken.items()}
     return {
         "db": database.path_as_given, "version": version, "latest": found.latest,
         "migrations": [{"version": each.number, "name": each.name, "state": each.state,
-                        "applied_at": each.applied_at} for each in states],
+                        "applied_at": each.applied_at}
+                       for each in states if each.state != "squashed"],
         "blocked": bool(refusal or findings.refusals),
         "problems": [*([refusal] if refusal else []), *findings.refusals, *findings.warnings,
                      *(text for name, text in described.items() if name not in known)],
@@ -2980,8 +3034,8 @@ class _Database:
         try:
             self.path = os.path.abspath(self.path_as_given)  # so SQLite takes it for no URI
         except FileNotFoundError:
-            raise FileNotFoundError("the working directory does not exist any more. Change to "
-                                    "one that does, then run this again.") from None
+            raise _MissingError("the working directory does not exist any more. Change to one "
+                                "that does, then run this again.") from None
         self.timeout = timeout
         self.connect = connect
         self.report = report or _Report()
@@ -2995,7 +3049,14 @@ class _Database:
         module begins no transaction behind our back."""
         if self.connect is sqlite3.connect and self._durable:
             return sqlite3.connect(path or self.path, timeout=0.1, isolation_level=None)
-        connection: Any = self.connect(path or self.path)
+        try:
+            connection: Any = self.connect(path or self.path)
+        except sqlite3.Error as error:
+            if "not authorized" not in str(error):
+                raise
+            raise MigrationError(f"connect() failed: {error}. Nothing was changed. To load an "
+                                 "extension, it has to call enable_load_extension(True) first."
+                                 ) from error
         self._check_driver(connection)
         if IS_PYPY:  # a statement that `connect` left unfinished runs until it is collected
             import gc
@@ -3053,7 +3114,7 @@ class _Database:
         try:
             found: tuple[int, Any] = self.retry_while_locked(read)
             return found
-        except self.errors as error:
+        except self.errors + (MemoryError,) as error:
             if "readonly" in str(error) or "unable to open" in str(error):
                 return self._read_immutable(also, error)
             raise self.explain(error) from error
@@ -3081,7 +3142,7 @@ class _Database:
         try:
             mode = os.stat(self.path).st_mode
         except (FileNotFoundError, NotADirectoryError):
-            raise FileNotFoundError(
+            raise _MissingError(
                 f"there is no database {self.name}. To create it, call ensure_versioned_db(), or "
                 "run fastmigrate with --createdb. Name another database with --db.") from None
         if mode >> 12 == 4:
@@ -3200,17 +3261,22 @@ class _Database:
             self.read()
         except _EmptyError:
             return True
+        except _LockedError:
+            raise
         except (MigrationError, OSError):
             pass  # a database exists; the call that reads it next reports the error
         return False
 
-    def set_version(self, version: int) -> None:
-        """Set the version by hand, and delete the scripts above it from the history."""
+    def set_version(self, version: int, only_unversioned: bool = False) -> None:
+        """Set the version by hand, and delete the scripts above it from the history. If
+        `only_unversioned`, a database that has a version stays as it is."""
         self.must_exist()
         with self.explained(), self.writing() as connection:
             trouble: Exception | None = None
             try:
                 _read_version(connection, self.name)
+                if only_unversioned:
+                    return
             except UnversionedError:
                 connection.execute(CREATE_META)
             except MigrationError as error:
@@ -3250,6 +3316,7 @@ class _Database:
         def step(status: int, remaining: int, total: int) -> None:
             if status in (SQLITE_BUSY, SQLITE_LOCKED):
                 wait.pause()
+            self.report.check_stop()
             self.report.progress(lambda: f"backup of {self.name}: "
                                  f"{100 * (total - remaining) // (total or 1)} %")
 
@@ -3565,7 +3632,7 @@ def _restore(database: _Database, backup: str) -> int:
     """
     source = _Database(backup, database.timeout, database.connect, database.report)
     if not os.path.exists(source.path):
-        raise FileNotFoundError(f"there is no backup {backup}. Nothing was changed.")
+        raise _MissingError(f"there is no backup {backup}. Nothing was changed.")
     if os.path.isdir(source.path):
         raise MigrationError(f"{backup} is a directory, not a backup. Nothing was changed. Name "
                              "the file of a backup.")
@@ -4589,6 +4656,9 @@ class _Change:
         (name, before), (_, after) = self.tables(table)
         new = _free_name(f"{name}_new", _names(self.scratch) | _names(self.wanted))
         columns, values = ", ".join(copied), ", ".join(copied.values())
+        # With ON CONFLICT REPLACE or IGNORE in a constraint, a plain INSERT would drop rows.
+        conflicts = any(_fold(text) == "conflict" for _, text, _ in _tokens(after))
+        insert = "INSERT OR ABORT" if conflicts else "INSERT"
         named = ", ".join(f"{value} AS {column}" for column, value in copied.items())
         keep, put_back = [], []
         if _is_sequenced(before) and _is_sequenced(after):
@@ -4599,11 +4669,11 @@ class _Change:
         after_as_new = after[:start] + _name(new) + after[start + len(written):]
         name, new = _name(name), _name(new)
         return ([after_as_new, *keep,
-                 f"INSERT INTO {new} ({columns})\nSELECT {values} FROM {name}",
+                 f"{insert} INTO {new} ({columns})\nSELECT {values} FROM {name}",
                  f"DROP TABLE {name}", f"ALTER TABLE {new} RENAME TO {name}"],
                 [f"CREATE TABLE {new} AS SELECT {named} FROM {name}", *keep,
                  f"DROP TABLE {name}", after, *put_back,
-                 f"INSERT INTO {name} ({columns}) SELECT * FROM {new}", f"DROP TABLE {new}"])
+                 f"{insert} INTO {name} ({columns}) SELECT * FROM {new}", f"DROP TABLE {new}"])
 
     def fill_indexes(self, created: Container[str]) -> None:
         """Fill the full-text indexes that are new, or whose content was rebuilt."""
@@ -4669,7 +4739,11 @@ class _Answers:
     def __init__(self, change: _Change, path: str, rename: dict[str, str], drop: Iterable[str],
                  fill: dict[str, str]) -> None:
         self.change, self.path = change, path
+        # The names of today, for messages, by those that the scratch database has now.
         self.titles = {table: name for table, (name, _) in _read_tables(change.scratch).items()}
+        self.column_titles = {
+            (table, key): column.name for table in self.titles
+            for key, column in _read_columns(change.scratch, table).items()}
         self.drops = {self.find("drop", text): "" for text in drop}
         self.fills = {self.find("fill", text): sql for text, sql in fill.items()}
         self.renames = {self.find("rename", text): _bare(new) for text, new in rename.items()}
@@ -4721,18 +4795,22 @@ class _Answers:
         if column:
             old = _read_columns(self.change.scratch, table)[column].name
             what, start = f"{what}.{old}", f"{start} COLUMN {_name(old)}"
+        if not column and _fold(new) == table:  # to SQLite, the name is taken by the table itself
+            between = _name(_free_name(f"{new}_old", _names(self.change.scratch)))
+            self.change.rename(f"{start} TO {between}")
+            start = f"ALTER TABLE {between} RENAME"
         self.change.rename(f"{start} TO {_name(new)}")
         self.change.notes.append(f"renames the {'column' if column else 'table'} {what} to {new}")
 
-        def now(named: tuple[str, str]) -> tuple[str, str]:
+        def new_key(named: tuple[str, str]) -> tuple[str, str]:
             if column:
                 return (table, _fold(new)) if named == (table, column) else named
             return (_fold(new), named[1]) if named[0] == table else named
 
-        self.titles = {now((key, ""))[0]: title for key, title in self.titles.items()}
-        self.drops, self.fills, self.renames = (
-            {now(named): value for named, value in answers.items()}
-            for answers in (self.drops, self.fills, self.renames))
+        self.titles = {new_key((key, ""))[0]: title for key, title in self.titles.items()}
+        self.drops, self.fills, self.renames, self.column_titles = (
+            {new_key(named): value for named, value in answers.items()}
+            for answers in (self.drops, self.fills, self.renames, self.column_titles))
 
 
 def _questions(answers: _Answers) -> Iterator[str]:
@@ -4773,20 +4851,20 @@ def _column_questions(answers: _Answers, table: str) -> Iterator[str]:
         answers.change.scratch, answers.change.wanted))
     is_open = False
     for key, column in old.items():
-        dotted, is_dropped = _dotted(title, column.name), (table, key) in answers.drops
+        dotted = _dotted(title, answers.column_titles[table, key])
+        is_dropped = (table, key) in answers.drops
         stays = key in new and (column.is_generated or not new[key].is_generated)
         if stays and is_dropped:
             answers.refuse(f"drop {dotted}", f"{path} still has the column {column.name}")
         if not stays and not is_dropped:
             is_open = True
             what = "becomes a generated one" if key in new else "is gone"
-            yield (f"  The column {title}.{column.name} {what}. Was it renamed, or is it dropped "
-                   "with its values?")
+            yield f"  The column {dotted} {what}. Was it renamed, or is it dropped with its values?"
             yield from (_option("rename", dotted, other.name) for other in new.values()
                         if _fold(other.name) not in old)
             yield _option("drop", dotted)
     for key, column in new.items():
-        was, dotted = old.get(key), _dotted(title, column.name)
+        was, of_today = old.get(key), answers.column_titles.get((table, key), column.name)
         is_required = column.not_null or column.in_key
         if was:
             is_required = column.not_null and not was.not_null and not column.in_key
@@ -4798,17 +4876,18 @@ def _column_questions(answers: _Answers, table: str) -> Iterator[str]:
             rows = "where it is NULL" if was else "that there are"
             yield (f"  The column {title}.{column.name} must not be NULL and has no default. Give "
                    f"its value for the\n  rows {rows}, as SQL:")
-            yield _option("fill", dotted, "0" if is_number else "''")
+            yield _option("fill", _dotted(title, of_today), "0" if is_number else "''")
             if was:
                 yield "  or its own name, if there are no such rows: the script fails if there are"
-                yield _option("fill", dotted, _name(column.name))
+                yield _option("fill", _dotted(title, of_today), _name(column.name))
 
 
 def _check_fills(answers: _Answers) -> None:
     """Refuse a fill that fits no column, or is no expression over a row of its table."""
     change = answers.change
     for (table, key), value in answers.fills.items():
-        what = f"fill {_dotted(answers.titles[table], key)}"
+        of_today = answers.column_titles.get((table, key), key)
+        what = f"fill {_dotted(answers.titles[table], of_today)}"
         column = _read_columns(change.wanted, table).get(key)
         if not column or column.is_generated:
             answers.refuse(what, f"{answers.path} has no such column that takes a value")
@@ -4873,7 +4952,7 @@ def _read_schema_file(path: str) -> str:
         with open(path, encoding="utf-8-sig", newline="") as file:
             return file.read().replace("\r\n", "\n")
     except FileNotFoundError:
-        raise FileNotFoundError(
+        raise _MissingError(
             f"there is no schema file {path}. Nothing was written. Write it with fastmigrate "
             f"--print-schema > {path}, or with get_schema().") from None
     except UnicodeDecodeError as error:
@@ -5254,7 +5333,8 @@ def _squash_refusal(connection: sqlite3.Connection, version: int, to: int, listi
         do = f"Stop at {last} or above, or use {release}."
     elif min(names) < last:
         why = f"{names[min(names)]} in {folder} has a number below {names[last]}"
-        do = "Give it a number above the latest script."
+        do = (f"Delete it if {names[last]} replaced it; else give it a number above the latest "
+              "script.")
     elif tables:
         why = f"{database} is at version 0 and has tables ({_cut(sorted(tables))})"
         do = (f"If the tables are those of version {last}, set the version with --set-version or "
@@ -5282,7 +5362,7 @@ class _Table:
         self.sequence = 0  # the highest id that AUTOINCREMENT has given
         if _is_sequenced(sql):
             self.sequence = connection.execute(
-                "SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = ?",
+                "SELECT ifnull(max(CAST(seq AS INTEGER)), 0) FROM sqlite_sequence WHERE name = ?",
                 (self.name,)).fetchall()[0][0]
 
     def stored(self) -> list[str]:
@@ -5372,6 +5452,7 @@ class _Rehearsed(_Database):
     def __init__(self, original: _Database, path: str) -> None:
         super().__init__(path, original.timeout, original.connect, original.report, durable=False)
         self.name = f"the copy of {original.name}"
+        self.path_as_given = original.path_as_given  # for commands to paste
         self.original = original.name
         original.copy_to(path)
 
@@ -5419,8 +5500,14 @@ def _announce(report: _Report, migrations_dir: StrPath, where: str = "a scratch 
     folder = os.fsdecode(migrations_dir)
     scripts = [_Script(folder, number, name) for number, name in sorted(_scan(folder).names.items())
                if version < number <= to]
-    found = [script.name for script in scripts if not script.is_sql
-             or any(attach.search(data) for data in _Reading(script).lines())]
+
+    def acts_elsewhere(script: _Script) -> bool:
+        try:
+            return not script.is_sql or any(map(attach.search, _Reading(script).lines()))
+        except _ScriptFailed:
+            return False  # it cannot be read, as the run will report
+
+    found = [script.name for script in scripts if acts_elsewhere(script)]
     if found:
         report.warn(f"now running on {where}: {_cut(found)}. What they do outside of it "
                     "(files, other databases, the network) really happens.")
@@ -5444,7 +5531,7 @@ def _enroll(database: _Database, folder: str) -> int:
                                  "Nothing was changed. Run fastmigrate without --enroll.")
         _forget(connection, MAX_VERSION, database.name)  # fails if the history is not ours
         schema = _schema_without_tools(database, connection)
-        objects = connection.execute(SELECT_OBJECTS).fetchall()
+        objects, written = connection.execute(SELECT_OBJECTS).fetchall(), list[str]()
         listing = _scan(folder) if os.path.exists(folder) else None
         if listing:
             _refuse_twins(listing)
@@ -5454,12 +5541,18 @@ def _enroll(database: _Database, folder: str) -> int:
             _announce(database.report, folder)
             version = _find_version(database, schema, folder, sorted(listing.names))
         else:
-            version = _enroll_script(database, schema, folder)
+            version, written = 1, _enroll_script(database, schema, folder)
             listing = _scan(folder)
-        connection.execute(CREATE_META)
-        connection.execute(INSERT_META, (version,)).fetchall()
-        _record(connection, version, [], listing, _broken_in(objects))
-        database.commit(connection)
+        try:
+            connection.execute(CREATE_META)
+            connection.execute(INSERT_META, (version,)).fetchall()
+            _record(connection, version, [], listing, _broken_in(objects))
+            database.commit(connection)
+        except BaseException:
+            _remove(*written)
+            raise
+        for path in written:
+            database.report.result(f"wrote {path}")
         return version
 
 
@@ -5486,9 +5579,9 @@ def _find_version(database: _Database, schema: Schema, folder: str, versions: li
     return fitting[-1]
 
 
-def _enroll_script(database: _Database, schema: Schema, folder: str) -> int:
-    """Write the first script, which builds a schema, after a proof that it does; return its
-    version."""
+def _enroll_script(database: _Database, schema: Schema, folder: str) -> list[str]:
+    """Write the first script, which builds a schema, after a proof that it does; return the
+    paths of what was written."""
     import tempfile
     text = ("-- The schema as it was when this database was put under management.\n"
             + _schema_text(schema))
@@ -5506,8 +5599,7 @@ def _enroll_script(database: _Database, schema: Schema, folder: str) -> int:
         raise MigrationError(f"another process wrote to {folder} meanwhile. Nothing was "
                              "changed by this one. Run this again.")
     _sync(path)
-    database.report.result(f"wrote {path}")
-    return 1
+    return [path]
 
 
 # -------------------------------------------------------------- rehearsing
@@ -5524,12 +5616,13 @@ def _rehearse(database: _Database, folder: str, to: int | None, examples: int) -
     with database.explained(), tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
         copy, before = _Rehearsed(database, os.path.join(room, "copy.db")), f"{room}/before.db"
         copy.copy_to(before)
-        version, (schema, rows, tables) = copy.read(_read_contents)
+        version, (schema, rows, tables, names) = copy.read(_read_contents)
         run = _Run(copy, folder, to)
         run.run()
-        _, (new_schema, new_rows, new_tables) = copy.read(_read_contents)
+        _, (new_schema, new_rows, new_tables, new_names) = copy.read(_read_contents)
         with _closing(copy.open()) as connection:
-            connection.set_progress_handler(lambda: None, TICK_INSTRUCTIONS)  # lets Ctrl-C in
+            connection.set_progress_handler(  # lets Ctrl-C in
+                _as_progress_handler(database.report.check_stop), TICK_INSTRUCTIONS)
             connection.text_factory = lambda text: text.decode(errors="replace")
             connection.execute("ATTACH ? AS before", (before,)).fetchall()
             compared = _compare_rows(connection, tables, new_tables, examples)
@@ -5538,28 +5631,29 @@ def _rehearse(database: _Database, folder: str, to: int | None, examples: int) -
                         "seconds": each.seconds} for each in run.applied],
         "diff": _diff_schemas(schema, new_schema, f"{database.name} at version {version}",
                               "after the pending scripts"),
-        "rows": {table: [rows.get(table, 0), new_rows.get(table, 0)]
-                 for table in sorted({*rows, *new_rows})
+        "rows": {name: [rows.get(table, 0), new_rows.get(table, 0)]
+                 for table, name in sorted({**names, **new_names}.items())
                  if rows.get(table, 0) != new_rows.get(table, 0)},
         **compared, "broken": run.broken}
 
 
 def _read_contents(connection: sqlite3.Connection, version: int,
-                   ) -> tuple[Schema, dict[str, int], dict[str, _Table]]:
-    """Return the schema, the number of rows in each table that can be read, and the tables
-    that are not virtual, by name in small letters."""
-    schema, rows, tables = _read_schema(connection), {}, {}
+                   ) -> tuple[Schema, dict[str, int], dict[str, _Table], dict[str, str]]:
+    """Return the schema; and by the names of the tables in small letters: the number of rows of
+    each that can be read, those that are not virtual, and the names as they are written."""
+    schema, rows, tables, names = _read_schema(connection), {}, {}, {}
     for kind, name, sql in schema.values():
         if kind != "table":
             continue
         if not _module(sql):
             tables[_fold(name)] = _Table(connection, name, sql)
+        names[_fold(name)] = name
         try:
-            rows[name] = _count(connection, _quoted(name), "1")[0]
+            rows[_fold(name)] = _count(connection, _quoted(name), "1")[0]
         except connection.OperationalError:
             if not _module(sql):
                 raise  # a virtual one may lack what it reads from
-    return schema, rows, tables
+    return schema, rows, tables, names
 
 
 def _compare_rows(connection: sqlite3.Connection, before: dict[str, _Table],
@@ -5588,9 +5682,9 @@ def _compare_table(connection: sqlite3.Connection, old: _Table, new: _Table, exa
     dropped column; how many values changed in a kept one; how many of the old rows have a value
     in a new one; and examples of the changed values.
 
-    A dropped column has lost nothing if another column holds its values now. A row that is not
-    found by its old key counts as a change of the key. Rows by which the table has become
-    smaller are not counted here, because the number of rows shows them.
+    A dropped column has lost nothing if a new or a changed column holds its values now. A row
+    that is not found by its old key counts as a change of the key. Rows by which the table has
+    become smaller are not counted here, because the number of rows shows them.
     """
     gone = [each.name for column, each in old.columns.items() if column not in new.columns]
     kept = [each.name for column, each in new.columns.items() if column in old.columns]
@@ -5606,8 +5700,12 @@ def _compare_table(connection: sqlite3.Connection, old: _Table, new: _Table, exa
     for name in gone:
         holds = f"b.{_quoted(name)} IS NOT NULL"
         number = _count(connection, source, holds)[0]
-        moved_to = [other for other in (*added, *kept) if matched and _count(
-            connection, joined, f"{holds} AND {_differs(name, other)}") == [0]]
+        moved_to = []
+        for other in (*added, *changed):
+            held, lost_here = _count(
+                connection, joined, holds, f"{holds} AND {_differs(name, other)}")
+            if held and not lost_here:
+                moved_to.append(other)
         if number and not moved_to:
             lost[name] = number
         for other in moved_to:
@@ -5687,6 +5785,9 @@ OS_REMEDIES = {  # by the number of the system's error
     errno.EACCES: "Make the file and its directory writable for this user",
     errno.EPERM: "Make the file and its directory writable for this user",
     errno.EROFS: "Make the file and its directory writable for this user",
+    errno.ENAMETOOLONG: "Use a shorter name",
+    errno.ENOTDIR: "Name another path, because a part of this one is a file",
+    errno.EEXIST: "Name another path, because a part of this one is a file",
 }
 
 
@@ -5745,8 +5846,8 @@ def _to_failure(database: _Database, script: _Script, error: BaseException,
         message = "the file ends within this statement, or within a quote in it"
     elif meaning:
         message, remedy = meaning
-    elif _stale_object_remedy(message):
-        remedy = _stale_object_remedy(message)
+    elif stale := _stale_object_remedy(message):
+        remedy = stale
     elif not statement:
         message = f"it cannot be committed with its version: {message}"
     return _ScriptFailed(script, message, line, statement or None, remedy=remedy)
@@ -5817,7 +5918,7 @@ def _reason(error: BaseException, name: str, errors: tuple[type[Exception], ...]
     if isinstance(error, OSError) and error.filename:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     meaning = _meaning_of(str(error), name) if isinstance(error, errors) else None
-    return meaning[0] if meaning else str(error)
+    return meaning[0] if meaning else str(error) or "out of memory"  # MemoryError has no text
 
 
 def _meaning_of(text: str, name: str) -> tuple[str, str] | None:
@@ -5839,7 +5940,7 @@ def _in_a_line(error: BaseException) -> str:
     shown = [line.strip() for line in lines if line.startswith("    ")]
     if shown and getattr(error, "path", None):
         return f"{first} ({shown[0 if error.statement else -1]})"  # type: ignore[attr-defined]
-    return first.rpartition(". ")[0] if first.endswith(":") else first
+    return (first.rpartition(". ")[0] or first[:-1]) if first.endswith(":") else first
 
 
 def _log(level: str, text: str) -> None:
@@ -6032,8 +6133,9 @@ def _number(kind: type, low: int, high: int) -> Callable[[str], Any]:
 
     def parse(text: str) -> Any:
         try:
-            if low <= kind(text) <= high:
-                return kind(text)
+            value = kind(text)
+            if low <= value <= high:
+                return value
         except ValueError:
             pass
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
@@ -6050,11 +6152,13 @@ def _parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[s
     config = _read_config(parser.parse_args(argv).config)
     parser.set_defaults(migrations=config["migrations"], schema_of_config=config["schema"])
     arguments = parser.parse_args(argv)
-    databases = _find_databases(arguments.db or [config["db"]])
     new, answers = arguments.new, (arguments.rename or arguments.drop or arguments.fill)
     schema = arguments.schema or arguments.schema_of_config
     migrates = new is None and (
         arguments.action, arguments.squash, arguments.set_version, arguments.restore) == (None,) * 4
+    needs_database = new is None and arguments.squash is None and not (
+        arguments.action == "print-schema" or arguments.schema is not None)
+    databases = _find_databases(arguments.db or [config["db"]]) if needs_database else []
     for broken, rule in (
             (arguments.backup and not migrates, "--backup is only for migrating"),
             (arguments.to is not None and not migrates
@@ -6103,7 +6207,7 @@ def _read_config(named: str | None) -> dict[str, str]:
     if named is None and not os.path.exists(path):
         return paths
     import configparser
-    parser = configparser.ConfigParser(interpolation=None)
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
         with open(path, encoding="utf-8-sig") as file:
             parser.read_file(file)
@@ -6202,9 +6306,9 @@ def _find_backup(database: _Database) -> str:
     import glob
     import re
     path = database.path_as_given
-    pattern = re.compile(re.escape(path) + r"\.\d{8}_\d{6}\.backup", re.S)
+    pattern = re.compile(re.escape(os.path.basename(path)) + r"\.\d{8}_\d{6}\.backup", re.S)
     found = [name for name in glob.glob(glob.escape(path) + ".*.backup")
-             if pattern.fullmatch(name) and os.path.getsize(name)]
+             if pattern.fullmatch(os.path.basename(name)) and os.path.getsize(name)]
     if not found:
         raise MigrationError(f"there is no backup of {path}: no file matches {path}.*.backup. "
                              "Nothing was changed. Name one.")
@@ -6219,8 +6323,7 @@ def _show(found: dict[str, Any], action: str, as_json: bool, several: bool,
         code = _show_checked(found, several, report, folder)
         return _Outcome(code, "as the scripts say", never_run)
     if as_json:
-        import json  # not by _say(): a program must not take half of it for the whole
-        print(json.dumps(found, indent=None if several else 1), flush=True)
+        _print_json(found, several)
     elif several:
         _say(_summary(found), result=True)
     else:
@@ -6228,12 +6331,19 @@ def _show(found: dict[str, Any], action: str, as_json: bool, several: bool,
     return _Outcome(0, f"at version {found['version']}", never_run)
 
 
+def _print_json(found: dict[str, Any], several: bool) -> None:
+    """Print JSON, for one of several databases in a line. Not by _say(), because a program must
+    not take a part of the output for all of it."""
+    import json
+    print(json.dumps(found, indent=None if several else 1) + "\n", end="", flush=True)
+
+
 def _summary(found: dict[str, Any]) -> str:
     """Return how a database stands, in a line."""
     states = [m["state"] for m in found["migrations"] if m["state"] != "applied"]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    return (f"{found['db']} is at version {found['version']}: "
-            + (counts or ("see --status" if found["problems"] else "up to date")))
+    problem = (found["problems"] or ["up to date"])[0].partition(". ")[0].split("\n")[0]
+    return f"{found['db']} is at version {found['version']}: {counts or problem}"
 
 
 def _show_checked(found: dict[str, Any], several: bool, report: _Report, folder: str) -> int:
@@ -6243,7 +6353,8 @@ def _show_checked(found: dict[str, Any], several: bool, report: _Report, folder:
     if pending and not found["blocked"]:
         problems.append(f"{path}: {len(pending)} pending: {_cut(pending)}. Run "
                         f"{_program_for(path, folder)}")
-    for problem in [_summary(found)] if several and problems else problems:
+    is_short = several and not report.results  # without --verbose
+    for problem in [_summary(found)] if is_short and problems else problems:
         report.error(problem)
     if not problems:
         report.result(f"{path} is at version {found['version']}, as the scripts say")
@@ -6343,7 +6454,7 @@ def _several(arguments: argparse.Namespace, databases: list[str], connect: Conne
     for problem in problems:
         _say(f"{'error' if action == 'check' else 'warning'}: {problem}")
     failed = [path for path in databases if outcomes[path].code]
-    if not (arguments.quiet or arguments.json):
+    if not (arguments.quiet or arguments.json or action == "check" and problems):
         texts = ["failed" if each.code else each.text for each in outcomes.values()]
         _say(", ".join(f"{_plural(texts.count(text), 'database')} {text}"
                        for text in dict.fromkeys(texts)), result=True)
@@ -6357,14 +6468,16 @@ def _several(arguments: argparse.Namespace, databases: list[str], connect: Conne
 def _work_on(arguments: argparse.Namespace, path: str, connect: Connect, stop: list[int],
              listing: _Listing | None) -> _Outcome:
     """Do with one of several databases what is asked for; report a failure in one line."""
-    report = _Report(arguments.verbose and not arguments.quiet, arguments.verbose, logged=False,
-                     target=f" to {path}", stop=stop)
+    tells_all = (arguments.verbose or arguments.action == "enroll") and not arguments.quiet
+    report = _Report(tells_all, arguments.verbose, logged=False, target=f" to {path}", stop=stop)
     try:
         database = _Database(path, arguments.timeout, connect, report)
         return _command(arguments, database, True, listing)
-    except (sqlite3.Error, OSError, ValueError) as error:
+    except (sqlite3.Error, OSError, ValueError, MemoryError) as error:
         text = str(error) if arguments.verbose else _in_a_line(error)
         report.error(text if path in text else f"{path}: {text}")
+        if arguments.json:
+            _print_json({"db": path, "error": str(error)}, several=True)
         return _Outcome(1, "failed")
 
 
@@ -6373,11 +6486,15 @@ def _in_threads(number: int, work: Callable[[], None], signals: _Signals) -> Non
     raises nothing in this thread until signals.let_through() is called."""
     import threading
 
+    errors: list[BaseException] = []
+
     def run() -> None:
         try:
             work()
         except KeyboardInterrupt:
             pass  # it was asked to stop
+        except BaseException as error:  # of the application's `connect`, say
+            errors.append(error)
 
     # In Python 3.9 to 3.12, an exception during join() marks the thread as ended although it
     # still works. The process would then exit too early.
@@ -6388,6 +6505,8 @@ def _in_threads(number: int, work: Callable[[], None], signals: _Signals) -> Non
     for thread in threads:
         while thread.is_alive():
             thread.join(POLL_SECONDS)  # in turns: on Windows a signal comes in between
+    if errors:
+        raise errors[0]
 
 
 def _describe_shared_problems(databases: list[str], connect: Connect, listing: _Listing,
@@ -6494,13 +6613,15 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
             try:
                 signals.let_through()
                 code = _main(argv, connect, databases, signals)
-            except SystemExit as error:
-                code = int(error.code or 0)
-            except (sqlite3.Error, OSError, ValueError) as error:
+            except SystemExit as error:  # of argparse, or of the application's `connect`
+                if isinstance(error.code, str):
+                    _say(f"error: {error.code}")
+                code = error.code if isinstance(error.code, int) else int(bool(error.code))
+            except (sqlite3.Error, OSError, ValueError, MemoryError) as error:
                 signals.hold_back()
                 if isinstance(error, OSError) and error.filename:
                     error = _explain(error, "", (sqlite3.Error,), "Nothing was changed.")
-                _say(f"error: {error}")
+                _say(f"error: {error or 'out of memory'}")
                 code = 1
             signals.hold_back()
         except KeyboardInterrupt:

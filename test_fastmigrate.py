@@ -2834,6 +2834,91 @@ class Collisions(Case):
         self.works(self.go())
         self.assertEqual(self.version(), 3)
 
+    def paste(self, error):
+        """Run the commands that a message tells to run."""
+        commands = re.findall("    fastmigrate (.*)", error)
+        self.assertTrue(commands)
+        for command in commands:
+            self.works(self.run_main(*command.split()))
+
+    def test_several_renumbered_scripts_do_not_run_twice_if_the_commands_are_pasted(self):
+        for moves, theirs in (
+                ((("0004-inc", "0005-inc"), ("0003-double", "0004-double")), (3,)),
+                ((("0003-double", "0005-double"), ("0004-inc", "0006-inc")), (3, 4))):
+            shutil.rmtree("m")
+            os.mkdir("m")
+            os.unlink("x.db")
+            self.create()
+            self.script("0001-a.sql", "CREATE TABLE acc (n); INSERT INTO acc VALUES (100);")
+            self.script("0002-b.sql", "SELECT 1;")
+            self.script("0003-double.sql", "UPDATE acc SET n = n * 2;")
+            self.script("0004-inc.sql", "UPDATE acc SET n = n + 1;")
+            migrate("x.db", "m")
+            for old, new in moves:
+                os.rename(f"m/{old}.sql", f"m/{new}.sql")
+            for number in theirs:
+                self.script(f"{number:04d}-theirs.sql", f"CREATE TABLE theirs{number} (x);")
+            self.paste(self.refuses(self.go()).err)
+            self.works(self.go())
+            self.works(self.go("--check"))
+            self.works(self.go("--verify"))
+            self.assertEqual(self.sql("SELECT n FROM acc"), [(201,)])
+
+    def test_scripts_that_swapped_their_numbers_ran_and_get_them_back(self):
+        self.script("0003-x.sql", "CREATE TABLE x (x);")
+        migrate("x.db", "m")
+        os.rename("m/0003-x.sql", "m/0002-x.sql")
+        os.rename("m/0002-jane.sql", "m/0003-jane.sql")
+        result = self.refuses(self.go("--check"))
+        self.assertIn("0002-x.sql, 0003-jane.sql: already applied to x.db, as 0003-x.sql, "
+                      "0002-jane.sql. Restore the old name:", result.err)
+        self.assertNotIn("never run", result.err)
+        for old, new in re.findall("    mv (.*) (.*)", result.err):
+            os.rename(old, new)
+        self.works(self.go("--check"))
+
+    def test_a_script_that_was_renumbered_beyond_a_squash_does_not_run_twice(self):
+        self.script("0002-jane.sql", "UPDATE init SET x = x * 2;")
+        migrate("x.db", "m")
+        os.rename("m/0002-jane.sql", "jane.sql")
+        self.script("0002-rob.sql", "CREATE TABLE rob (x);")
+        self.works(self.run_main("--migrations", "m", "--squash", "2"))
+        os.rename("jane.sql", "m/0003-jane.sql")
+        result = self.refuses(self.go(), "0003-jane.sql is already applied to x.db, as 0002-jane.sql",
+                              "- restore a backup of x.db from before version 2")
+        self.assertNotIn("    ", result.err)
+
+    def test_what_lies_below_a_squash_is_to_be_deleted(self):
+        for number in (3, 4, 5):
+            self.script(f"000{number}-x.sql", f"CREATE TABLE t{number} (x);")
+        migrate("x.db", "m")
+        shutil.copytree("m", "m2")
+        self.works(self.run_main("--migrations", "m", "--squash", "3"))
+        self.works(self.run_main("--migrations", "m2", "--squash", "4"))
+        os.unlink("m/0004-x.sql")
+        shutil.copy("m2/0004-squashed.sql", "m")
+        result = self.refuses(self.go("--check"), "0003-squashed.sql: below 0004-squashed.sql, which "
+                              "replaced the scripts up to its number. Delete what it replaced")
+        self.assertNotIn("mv ", result.err)
+        self.create("new.db")
+        self.refuses(self.run_main("--db", "new.db", "--migrations", "m"), "Delete it if "
+                     "0004-squashed.sql replaced it")
+        os.unlink("m/0003-squashed.sql")
+        self.works(self.go("--check"))
+        self.works(self.run_main("--db", "new.db", "--migrations", "m"))
+
+    def test_a_rehearsal_prints_commands_for_the_database_itself(self):
+        migrate("x.db", "m")
+        self.script("0002-jane.sql", "CREATE TABLE jane (x, y);")
+        self.script("0003-b.sql", "SELECT 1;")
+        self.assertIn("run fastmigrate --db x.db --migrations m --accept",
+                      self.works(self.go("--rehearse")).err)
+
+    def test_two_files_of_one_number_that_are_the_same_script(self):
+        migrate("x.db", "m")
+        shutil.copy("m/0002-jane.sql", "m/0002-jane-again.sql")
+        self.refuses(self.go(), "They are the same: delete all but one.")
+
     def test_a_renumbered_script_is_found_beside_another_with_its_words(self):
         self.script("0005-fix.sql", "UPDATE init SET x = x * 2;")
         migrate("x.db", "m")
@@ -3774,7 +3859,8 @@ c.commit()
             self.refuses(self.run_main("--db", "new.db", "--migrations", "m", *arguments),
                          "0002-late.sql in m has a number below 0003-squashed.sql, and the scripts "
                          "up to 3 in m were squashed into one, which builds new databases only. "
-                         "Nothing was changed. Give it a number above the latest script.")
+                         "Nothing was changed. Delete it if 0003-squashed.sql replaced it; else give it a "
+                         "number above the latest script.")
         self.assertEqual(self.tables("new.db"), set())
         self.refuses(self.go("--check"), "0002-late.sql")
 
@@ -4101,6 +4187,8 @@ class RehearsingData(Case):
                 ("DROP TABLE users;", {}),
                 (rebuild.format("age", "fax", "users"), {"changed": {"users": {"age": 3}}}),
                 (rebuild.format("telefax, age", "ifnull(fax, 'none'), age", "users"), {}),
+                ("ALTER TABLE users ADD COLUMN same; UPDATE users SET same = id; ALTER TABLE users "
+                 "RENAME COLUMN same TO other;", {"filled": {"users": {"other": 3}}}),
                 ("ALTER TABLE users ADD COLUMN x; UPDATE users SET x = 1 WHERE id < 9;"
                  "INSERT INTO users VALUES (10, 'Di', '', 1, 2);", {"filled": {"users": {"x": 2}}}),
                 ("ALTER TABLE users ADD COLUMN x DEFAULT 5; ALTER TABLE users RENAME TO people;", {})):
@@ -4339,6 +4427,33 @@ class SchemaChanges(Case):
             path = fastmigrate.new_migration("m", "change", schema="schema.sql", **answers)
         self.notes = "\n".join(logs.output)
         return path.read_text(encoding="utf-8")
+
+    def test_no_row_is_lost_to_a_conflict_clause(self):
+        for table, after in (("t (a, b)", "t (a UNIQUE ON CONFLICT IGNORE, b)"),
+                             ("t (a, b)", "t (a PRIMARY KEY ON CONFLICT REPLACE, b)"),
+                             ("t (a, b)", "t (a UNIQUE ON CONFLICT REPLACE, b, CHECK (t.b > 0))")):
+            self.prepare(f"CREATE TABLE {table};", "INSERT INTO t VALUES (1, 2), (1, 3);")
+            options = {"fill": {"t.a": "a"}} if "KEY" in after else {}
+            self.write(f"CREATE TABLE {after};", **options)
+            self.refuses(self.go(), "UNIQUE constraint failed")
+            os.unlink("x.db")
+            os.unlink("m/0003-change.sql")
+
+    def test_a_question_names_a_column_as_it_is_called_today(self):
+        self.script("0001-a.sql", "CREATE TABLE t (a, b);")
+        for after, answers, name in (
+                ("CREATE TABLE t (b NOT NULL, a);", {"rename": {"t.a": "b", "t.b": "a"}}, "t.a"),
+                ("CREATE TABLE t (a NOT NULL);", {"rename": {"t.b": "a"}, "drop": ["t.a"]}, "t.b")):
+            with self.assertRaisesRegex(MigrationError, f"--fill \"{name}=''\""):
+                self.write(after, **answers)
+            self.write(after, **answers, fill={name: "''"})
+            os.unlink("m/0002-change.sql")
+
+    def test_a_table_is_renamed_by_the_case_of_its_letters_alone(self):
+        self.prepare("CREATE TABLE users (a);", "INSERT INTO users VALUES (1);")
+        self.change("CREATE TABLE Users (a);", rename={"users": "Users"})
+        self.assertEqual(self.sql("SELECT name FROM sqlite_master WHERE name LIKE 'users'"),
+                         [("Users",)])
 
     def test_what_the_file_would_break_is_refused(self):
         for before, after, answers, reason in (
@@ -4722,7 +4837,9 @@ class Several(Case):
             self.sql("CREATE TABLE a (x)", name)
         result = self.works(self.run_main("--db", "*.db", "--migrations", "m", "--enroll",
                                           "--jobs", "3"))
-        self.assertEqual(result.out, "3 databases at version 1\n")
+        self.assertEqual(result.out, f"wrote {os.path.join('m', '0001-initialize.sql')}\n" + "".join(
+            f"{name} is under management now, at version 1\n" for name in ("x.db", "y.db", "z.db"))
+            + "3 databases at version 1\n")
 
     def test_the_line_of_a_failure_tells_its_reason(self):
         for name in ("x.db", "y.db"):
@@ -5570,17 +5687,17 @@ warning: x.db is at version 5, newer than the scripts in m, which end at 0. Use 
 error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql. Nothing is run, or it would be applied twice. Do one of these:
 - restore the old name:
     mv m/0004-jane.sql m/0003-jane.sql
-- add a comment to it, if it has to run again
+- add a comment to the script, if it has to run again
 """)
         self.script("0003-rob.sql", "SELECT 4;")
         self.says("""
 error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql. Nothing is run, or it would be applied twice. Do one of these:
-- run 0003-rob.sql alone, which has that number now, and never ran on x.db:
+- run 0003-rob.sql alone, which x.db lacks:
     fastmigrate --db x.db --migrations m --set-version 2
     fastmigrate --db x.db --migrations m --to 3
     fastmigrate --db x.db --migrations m --set-version 4
 - restore a backup of x.db from before version 3, or create x.db anew
-- add a comment to it, if it has to run again
+- add a comment to the script, if it has to run again
 """)
 
         os.unlink("m/0004-jane.sql")
