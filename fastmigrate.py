@@ -1419,7 +1419,7 @@ class _WorkingCopy:
         self._database = database
         self._tick = tick
         self.path = f"{os.path.realpath(database.path)}-copy-{label}-{_unique()}"
-        self._identity = (0, 0)  # device and inode of the file that we created
+        self._identity = (0, 0, 0)  # of the file that we created
 
     def replace_database(self, work: Callable[[sqlite3.Connection], int]) -> None:
         """Hold the write lock; let `work` fill and change the copy; then make it the database.
@@ -1485,11 +1485,13 @@ class _WorkingCopy:
 
             def step(status: int, remaining: int, total: int) -> None:
                 nonlocal wait, worked
-                is_locked = status in (SQLITE_BUSY, SQLITE_LOCKED)
+                is_locked = status & 0xFF in (SQLITE_BUSY, SQLITE_LOCKED)
                 if is_locked:
                     wait.pause()
                 self._tick()
-                if worked or is_locked:
+                if status > 0xFF and is_locked and not worked:
+                    raise _StartAgain  # after an extended code, the backup would give up
+                if worked or status:
                     return
                 # The lock is held from here on. Whoever held it before us may have taken our
                 # gate for a leftover, or changed the journal mode.
@@ -1512,7 +1514,7 @@ class _WorkingCopy:
         """Create the empty, private file that becomes the copy."""
         _create_private(self.path, self._database.path)
         self._identity = _identify(self.path)
-        if self._identity == (0, 0):
+        if self._identity == (0, 0, 0):
             raise _StartAgain  # whoever holds the lock took it for a leftover
 
     def _make_gate(self, target: sqlite3.Connection) -> sqlite3.Connection:
@@ -1550,7 +1552,7 @@ class _WorkingCopy:
     def _take_in_replacement(self, gate: sqlite3.Connection) -> None:
         """If the script put another file in the place of the copy, as `mv new.db "$1"` does,
         copy that into the file that the running backup reads."""
-        if _identify(self.path) == self._identity:
+        if _identify(self.path)[:2] == self._identity[:2]:  # a script may change the mode
             return
         with _closing(self._database.open(self.path)) as other:
             if _journal_mode(other, "DELETE") != "delete":
@@ -1586,7 +1588,7 @@ class _WorkingCopy:
         wait = _Wait(self._database)
 
         def progress(status: int, remaining: int, total: int) -> None:
-            if status in (SQLITE_BUSY, SQLITE_LOCKED):
+            if status & 0xFF in (SQLITE_BUSY, SQLITE_LOCKED):
                 wait.pause()
             self._tick()
         return progress
@@ -1615,7 +1617,7 @@ class _MemoryCopy(_WorkingCopy):
             version = work(self._memory.connection)
             with _closing(self._database.open(self.path)) as source:
                 self._pin(source, version)
-                _copy_pages(source, self._memory.connection)
+                self._memory.renew(source)
         finally:
             _remove_database(self.path)
 
@@ -1625,13 +1627,14 @@ def _unique() -> str:
     return f"{os.getpid()}-{os.urandom(3).hex()}"
 
 
-def _identify(path: str) -> tuple[int, int]:
-    """Return device and inode of the file at a path, (0, 0) if there is none."""
+def _identify(path: str) -> tuple[int, int, int]:
+    """Return device, inode and mode of the file at a path, zeros if there is none. The mode tells
+    a private file of ours from one that SQLite created in its place, with the same inode."""
     try:
         status = os.stat(path)
-        return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino, status.st_mode
     except OSError:
-        return 0, 0
+        return 0, 0, 0
 
 
 def _fingerprint(path: str) -> tuple[object, ...]:
@@ -2299,7 +2302,8 @@ def _read_header(script: _Script, text: str) -> _Header:
         start = len(re.split(r"(?m)^(?!#|[^\S\n]*$)", text, maxsplit=1)[0])
     directives: set[str] = set()
     for line, comment in enumerate(text[:start].splitlines(), 1):
-        for word in re.findall(r"[^\s,*/]+", comment.partition("fastmigrate:")[2]):
+        before, _, words = comment.partition("fastmigrate:")
+        for word in re.findall(r"[^\s,*/]+", "" if before.strip("-#/* \t") else words):
             if word not in DIRECTIVES:
                 raise _ScriptFailed(script, f"it has the unknown directive {word!r}", line,
                                     remedy=f"Write one of {', '.join(DIRECTIVES)}")
@@ -2313,7 +2317,7 @@ def _read_header(script: _Script, text: str) -> _Header:
             break
         if pragma in OUTSIDE_PRAGMAS:
             pragmas.append((line, statement))
-            start = text.index(statement, start)
+            start = text.index(statement, _skip_blank(text, start))
             text = (text[:start] + "\n" * statement.count("\n")
                     + text[start + len(statement):])
     return _Header(directives, pragmas, text)
@@ -2455,9 +2459,7 @@ def _scan(migrations_dir: StrPath) -> _Listing:
                 name = entry.name
                 digits = name[:4]
                 if (name[4:5] == "-" and digits.isdecimal() and digits.isascii()
-                        and name.endswith(EXTENSIONS)
-                        # A broken link counts as a script, so that it fails and is not skipped.
-                        and (entry.is_file() or entry.is_symlink() and not os.path.exists(entry))):
+                        and name.endswith(EXTENSIONS) and _is_script(entry)):
                     number = int(digits)
                     if names.setdefault(number, name) is not name:
                         twins.setdefault(number, [names[number]]).append(name)
@@ -2482,6 +2484,15 @@ def _scan(migrations_dir: StrPath) -> _Listing:
     twins = {number: sorted(twins[number]) for number in sorted(twins)}
     names.update((number, twins[number][0]) for number in twins)  # not what the system lists first
     return _Listing(folder, names, twins, _look_like_scripts(others, no_scripts=not names))
+
+
+def _is_script(entry: os.DirEntry[str]) -> bool:
+    """Return whether this is a file. A link that leads nowhere counts as one, so that it fails
+    and is not skipped."""
+    try:
+        return entry.is_file() or entry.is_symlink() and not os.path.exists(entry)
+    except OSError:
+        return True
 
 
 def _look_like_scripts(others: list[str], no_scripts: bool) -> list[str]:
@@ -2604,13 +2615,14 @@ SELECT_HISTORY = (  # text, whatever something else has written there
     "SELECT version, ifnull(CAST(name AS TEXT), ''), ifnull(CAST(checksum AS TEXT), ''), "
     "ifnull(CAST(applied_at AS TEXT), '') FROM main._migration_history "
     "WHERE typeof(version) = 'integer' AND version <= ?")
-SELECT_NEWEST = (  # count(*) on its own, or SQLite reads every row at every start
+SELECT_NEWEST = (  # a count(*) with a condition would read every row at every start
     "SELECT version, name = ?, (SELECT count(*) FROM main._migration_history) "
+    "- (SELECT count(*) FROM main._migration_history WHERE version = 0) "
     "FROM main._migration_history ORDER BY version DESC LIMIT 1")
 NO_ROW: Row = ("", "", "")  # of a script that the history does not have
 SELECT_NUMBERS = (
     "SELECT group_concat(version) FROM "
-    "(SELECT version FROM main._migration_history ORDER BY version)")
+    "(SELECT version FROM main._migration_history WHERE version > 0 ORDER BY version)")
 
 
 def _read_history(connection: sqlite3.Connection, version: int, db: str) -> dict[int, Row]:
@@ -2933,7 +2945,9 @@ def _accept_edits(database: _Database, folder: str) -> list[str]:
     _refuse_twins_for(database, listing)
     with database.explained(), database.writing() as connection:
         version = _read_version(connection, database.name)
-        connection.execute(CREATE_HISTORY)
+        if not connection.execute(HAS_HISTORY).fetchall():
+            _record(connection, version, [], listing, _broken_in(
+                connection.execute(SELECT_OBJECTS).fetchall()))
         states = _read_states(connection, version, listing, database.name, thorough=True)
         renumbered = _find_renumbered(states, folder).values()  # the names of before
         for each in states:
@@ -3032,7 +3046,10 @@ class _Database:
             raise MigrationError(f"timeout={timeout!r} is not a number of seconds. Nothing was "
                                  "changed.")
         try:
-            self.path = os.path.abspath(self.path_as_given)  # so SQLite takes it for no URI
+            # Absolute, so that SQLite takes it for no URI. Not by abspath(), which resolves the
+            # .. of link/../app.db without looking where the link leads.
+            self.path = self.path_as_given if os.path.isabs(self.path_as_given) else (
+                os.path.join(os.getcwd(), self.path_as_given))
         except FileNotFoundError:
             raise _MissingError("the working directory does not exist any more. Change to one "
                                 "that does, then run this again.") from None
@@ -3049,6 +3066,18 @@ class _Database:
         module begins no transaction behind our back."""
         if self.connect is sqlite3.connect and self._durable:
             return sqlite3.connect(path or self.path, timeout=0.1, isolation_level=None)
+        opened: sqlite3.Connection = self.retry_while_locked(lambda: self._connect(path))
+        return opened
+
+    def open_at_once(self) -> sqlite3.Connection:
+        """Connect to the database; raise if it is locked in a way that matters for that."""
+        if self.connect is sqlite3.connect and self._durable:
+            return self.open()
+        return self._connect("")
+
+    def _connect(self, path: str) -> sqlite3.Connection:
+        """Connect by the application's function, and undo its settings that matter. Its PRAGMAs
+        and ours read the database, so a lock can stop them."""
         try:
             connection: Any = self.connect(path or self.path)
         except sqlite3.Error as error:
@@ -3064,12 +3093,16 @@ class _Database:
         self.errors = (sqlite3.Error, connection.Error)  # a driver may have its own
         if getattr(connection, "autocommit", -1) != -1:
             connection.autocommit = -1  # LEGACY_TRANSACTION_CONTROL
-        connection.isolation_level = None
-        connection.row_factory = None
-        connection.text_factory = TEXT
-        for pragma in ("busy_timeout = 100", "locking_mode = NORMAL", "count_changes = OFF",
-                       f"synchronous = {'FULL' if self._durable else 'OFF'}"):
-            connection.execute(f"PRAGMA {pragma}").fetchall()
+        try:
+            connection.isolation_level = None
+            connection.row_factory = None
+            connection.text_factory = TEXT
+            for pragma in ("busy_timeout = 100", "locking_mode = NORMAL", "count_changes = OFF",
+                           f"synchronous = {'FULL' if self._durable else 'OFF'}"):
+                connection.execute(f"PRAGMA {pragma}").fetchall()
+        except BaseException:
+            connection.close()
+            raise
         opened: sqlite3.Connection = connection
         return opened
 
@@ -3145,6 +3178,8 @@ class _Database:
             raise _MissingError(
                 f"there is no database {self.name}. To create it, call ensure_versioned_db(), or "
                 "run fastmigrate with --createdb. Name another database with --db.") from None
+        except OSError as error:
+            raise self.explain(error) from error
         if mode >> 12 == 4:
             raise MigrationError(f"{self.name} is a directory, not a database. Name the "
                                  "database file.")
@@ -3241,6 +3276,7 @@ class _Database:
         with self.explained():
             os.makedirs(os.path.dirname(real), exist_ok=True)
             with _closing(self.open()) as connection:
+                self.prepare_for_writing(connection)
                 self.begin(connection)
                 if not _is_empty(connection):
                     return False
@@ -3296,10 +3332,12 @@ class _Database:
         """Copy the database to a backup beside it, named by the time; return its path."""
         self.must_exist()
         for attempt in range(3):
-            new = f"{os.path.realpath(self.path)}-copy-backup-{_unique()}"
+            new = f"{self.path}-copy-backup-{_unique()}"  # beside its final name, not a link's end
             try:
-                _create_private(new, self.path)
-                self.copy_to(new)
+                _create_private(new, self.path, writable=True)
+                self.copy_to(new, _identify(new))
+                if not os.stat(self.path).st_mode & 0o200:
+                    os.chmod(new, os.stat(new).st_mode & ~0o200)
                 return self._place_backup(new, ending)
             except self.errors + (OSError,) as error:
                 # If `new` is gone, another process, which was about to run a script on a copy,
@@ -3311,10 +3349,11 @@ class _Database:
                 _remove_database(new)
         raise AssertionError("unreachable")
 
-    def copy_to(self, path: str) -> None:
-        """Copy one state of the database into an empty file, and make it durable."""
+    def copy_to(self, path: str, made: tuple[int, int, int] | None = None) -> None:
+        """Copy one state of the database into a new file, or into the empty one that was `made`
+        at the path, and make it durable."""
         def step(status: int, remaining: int, total: int) -> None:
-            if status in (SQLITE_BUSY, SQLITE_LOCKED):
+            if status & 0xFF in (SQLITE_BUSY, SQLITE_LOCKED):
                 wait.pause()
             self.report.check_stop()
             self.report.progress(lambda: f"backup of {self.name}: "
@@ -3322,6 +3361,9 @@ class _Database:
 
         wait = _Wait(self)
         with _closing(self.open()) as source, _closing(self.open(path)) as copy:
+            if made and _identify(path) != made:  # SQLite created one that others may read
+                _remove_database(path)
+                raise FileNotFoundError(errno.ENOENT, "another process removed it", path)
             copy.execute("PRAGMA journal_mode = OFF").fetchall()  # nothing to roll back to
             copy.execute("PRAGMA synchronous = OFF").fetchall()  # it is synced when complete
             source.execute("BEGIN")  # one state from here on, whoever writes meanwhile
@@ -3336,14 +3378,7 @@ class _Database:
         """Rename a complete backup to its final name; return that. An empty file reserves the
         name first, because os.replace() would overwrite a backup that another process has just
         made. (A hard link would not, but some file systems have none.)"""
-        now = int(time.time())
-        while True:
-            stamp = time.strftime(".%Y%m%d_%H%M%S", time.localtime(now)) + ending
-            try:
-                _create_private(self.path + stamp, self.path)
-                break
-            except FileExistsError:
-                now += 1  # two in one second: this one takes the next
+        stamp = _reserve_stamped_name(self.path, ending)
         try:
             os.replace(new, self.path + stamp)
         except BaseException:
@@ -3497,14 +3532,15 @@ class _MemoryDatabase(_Database):
         self.connection.execute("BEGIN")
         return _closing(self.connection, self.renew)
 
-    def renew(self) -> None:
-        """Copy the database to a new connection and close the old one, to get rid of the
-        temporary tables, attached databases and settings that a script left in it."""
+    def renew(self, source: sqlite3.Connection | None = None) -> None:
+        """Copy the database, or another one, to a new connection, and close the old one: to get
+        rid of the temporary tables, attached databases and settings that a script left in it,
+        and because the page size of a database in memory cannot change."""
         old, self.connection = self.connection, self.open()
         if old.in_transaction:
             old.execute("ROLLBACK")
         old.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
-        _copy_pages(old, self.connection)
+        _copy_pages(source or old, self.connection)
         old.close()
 
     def working_copy(self, label: str, tick: Callable[[], None]) -> _WorkingCopy:
@@ -3560,7 +3596,7 @@ class _Wait:
         database = self._database
         version = None
         try:
-            with _closing(database.open()) as connection:
+            with _closing(database.open_at_once()) as connection:
                 version = connection.execute(SELECT_META).fetchall()
         except database.errors:
             pass
@@ -3641,15 +3677,16 @@ def _restore(database: _Database, backup: str) -> int:
                              "backup of it.")
     if os.path.isdir(database.path):
         database.must_exist()  # which says so
-    version, kept = _read_sound_version(source), list[str]()
+    version, kept, aside = _read_sound_version(source), list[str](), ""
     with database.explained(changes=True):
         created = not os.path.exists(database.path)
         try:
             if created:
-                os.makedirs(os.path.dirname(database.path), exist_ok=True)
-                _create_private(database.path, source.path, writable=True)
+                real = os.path.realpath(database.path)
+                os.makedirs(os.path.dirname(real), exist_ok=True)
+                _create_private(real, source.path, writable=True)
             elif os.path.getsize(database.path):
-                _set_aside_if_unreadable(database)
+                aside = _set_aside_if_unreadable(database)
             _leave_wal_for(database, source)
             copy = database.working_copy("restore", lambda: None)
 
@@ -3662,43 +3699,71 @@ def _restore(database: _Database, backup: str) -> int:
                 return version
 
             copy.replace_database(work)
+        except _CopyRejected as error:
+            raise MigrationError(f"{backup} cannot replace {database.name} in WAL mode: {error}. "
+                                 f"{database.standing()} Leave WAL mode, then run this again."
+                                 ) from error
         except BaseException as error:
             if isinstance(error, _LockedError):  # nothing was replaced: nothing needs to be kept
-                _remove(*map(os.path.abspath, kept))
+                _remove(*kept)
                 kept.clear()
-            if created and database.is_missing():
-                _remove_database(database.path)
+            if created:
+                _remove_if_empty(database)
+            if aside and database.is_missing():
+                for end in ("-wal", ""):
+                    if os.path.exists(database.path + aside + end):
+                        os.replace(database.path + aside + end, database.path + end)
+                aside = ""
             raise
         finally:
-            for path in kept:
+            for path in (*kept, *([database.path_as_given + aside] if aside else ())):
                 database.report.result(f"What {database.name} held is kept in {path}")
         return version
 
 
-def _set_aside_if_unreadable(database: _Database) -> None:
+def _remove_if_empty(database: _Database) -> None:
+    """Remove a database without any table, unless another process has begun to use it."""
+    try:
+        with _closing(database.open()) as connection:
+            connection.execute("BEGIN EXCLUSIVE")
+            if _is_empty(connection):
+                _remove_database(database.path)
+    except database.errors:
+        pass
+
+
+def _set_aside_if_unreadable(database: _Database) -> str:
     """If SQLite cannot read the database (it is damaged, or encrypted with a key that we were
-    not given), keep it byte for byte, and empty the file, so that it can be written."""
+    not given), keep it byte for byte, and empty the file, so that it can be written. Return what
+    the name of the kept file has beyond that of the database, "" if there is none."""
     try:
         with _closing(database.open()) as connection:
             connection.execute("SELECT 1 FROM sqlite_master").fetchall()
-        return
+        return ""
     except database.errors as error:
         if not _is_damage(error):
-            return  # the next write fails with this error, and reports it
-    now = int(time.time())
-    while True:
-        kept = time.strftime(".%Y%m%d_%H%M%S", time.localtime(now)) + ".before-restore"
-        if not os.path.lexists(database.path + kept):
-            break
-        now += 1
-    for end in ("", "-wal"):
-        if os.path.exists(database.path + end):
-            _create_private(database.path + kept + end, database.path)
-            _copy_bytes(database.path + end, database.path + kept + end)
-    database.report.result(f"What {database.name} held is kept in {database.path_as_given}{kept}")
-    # By name, because closing a descriptor of the file would drop this process's locks on it.
-    os.truncate(database.path, 0)
+            return ""  # the next write fails with this error, and reports it
+    kept = _reserve_stamped_name(database.path, ".before-restore")
+    with _closing(database.open()) as connection:
+        try:
+            # Others may be able to read what we cannot, and must not write now. In WAL mode the
+            # lock must not be held, because the end of the connection would empty the log into
+            # the file.
+            if not os.path.exists(database.path + "-wal"):
+                connection.execute("BEGIN EXCLUSIVE")
+        except database.errors:
+            pass  # it is so damaged, or encrypted, that it cannot even be locked
+        for end in ("", "-wal"):
+            if os.path.exists(database.path + end):
+                if end:
+                    _create_private(database.path + kept + end, database.path)
+                _copy_bytes(database.path + end, database.path + kept + end)
+                _sync(database.path + kept + end)
+        _sync(os.path.dirname(database.path))
+        # By name, because closing a descriptor of the file would drop this process's locks.
+        os.truncate(database.path, 0)
     _remove(*(database.path + end for end in ("-journal", "-wal", "-shm")))
+    return kept
 
 
 def _leave_wal_for(database: _Database, source: _Database) -> None:
@@ -3795,6 +3860,19 @@ def _create_private(path: str, like: str, writable: bool = False) -> None:
         os.close(descriptor)
 
 
+def _reserve_stamped_name(path: str, ending: str) -> str:
+    """Create an empty, private file whose name is that of a database, the time, and an ending.
+    Return what its name has beyond that of the database."""
+    now = int(time.time())
+    while True:
+        stamp = time.strftime(".%Y%m%d_%H%M%S", time.localtime(now)) + ending
+        try:
+            _create_private(path + stamp, path)
+            return stamp
+        except FileExistsError:
+            now += 1  # two in one second: this one takes the next
+
+
 def _has_access_list(path: str) -> bool:
     """Return whether a file has a POSIX access control list."""
     try:
@@ -3808,10 +3886,7 @@ def _copy_bytes(source: str, target: str) -> None:
     database, closing it would drop every lock that this process holds on it."""
     descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     with open(target, "wb") as file:
-        while True:
-            data = os.read(descriptor, BLOCK)
-            if not data:
-                break
+        while data := os.read(descriptor, BLOCK):
             file.write(data)
 
 
@@ -3822,11 +3897,13 @@ def _sync(path: str) -> None:
         return  # Windows cannot, and need not
     descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
-        if hasattr(os, "fsync"):
-            os.fsync(descriptor)
+        os.fsync(descriptor)
         if sys.platform == "darwin":  # there, fsync() does not reach the disk
             import fcntl
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            try:
+                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            except OSError:
+                pass  # some file systems do not know that
     except OSError:
         if not folder:
             raise
@@ -3881,9 +3958,10 @@ def _run_process(run: _Run, script: _Script, path: str) -> str:
                 _start(started, [*command, path], stdin=subprocess.DEVNULL, stdout=shown,
                        stderr=shown, start_new_session=posix, env=_environment(run, script),
                        pass_fds=(held,) if posix else ())
-            except OSError as error:
+            except (OSError, ValueError) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
                 raise _ScriptFailed(
-                    script, f"{command[0]} cannot be run: {error.strerror}",
+                    script, "{} cannot be run: {}".format(command[0].replace("\0", "\\0"), reason),
                     remedy="Install it, or name another one in the script's first line") from None
             finally:
                 os.close(held)
@@ -3911,7 +3989,7 @@ def _start(started: list[subprocess.Popen[bytes]], command: list[str], **options
     """
     import subprocess
     import threading
-    errors: list[OSError] = []
+    errors: list[Exception] = []
     wanted: list[bool] = []
     go, finished = threading.Event(), threading.Event()
 
@@ -3920,7 +3998,7 @@ def _start(started: list[subprocess.Popen[bytes]], command: list[str], **options
         try:
             if wanted:
                 started.append(subprocess.Popen(command, **options))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a NUL character in the first line, say
             errors.append(error)
         finally:
             finished.set()
@@ -4043,12 +4121,13 @@ def _environment(run: _Run, script: _Script) -> dict[str, str]:
     environment = {**os.environ, "FASTMIGRATE_VERSION": str(script.version),
                    "FASTMIGRATE_DB": run.database.path_as_given}
     if script.name.endswith(".py"):
-        library = os.path.dirname(os.__file__)
+        library, site = os.path.dirname(os.__file__), sys.modules.get("site")
+        packages = [*getattr(site, "getsitepackages", list)(), getattr(site, "USER_SITE", "")]
         paths = [os.path.abspath(path) for path in sys.path]
         environment["PYTHONPATH"] = os.pathsep.join(
             path for path in dict.fromkeys(paths)
             if not path.startswith(library) and not path.endswith(".zip/lib")
-            and os.path.basename(path) not in ("site-packages", "dist-packages")
+            and path not in packages
             and not (path.endswith(".zip") and os.path.dirname(path) == os.path.dirname(library)))
     return environment
 
@@ -5115,13 +5194,14 @@ def _create_script(folder: str, description: str, text: str, notes: list[str]) -
             f"--   {' '.join(note.split())}\n".replace("fastmigrate:", "fastmigrate :")
             for note in notes)
     text = head + ("\n" + text.rstrip("\n") + "\n" if text else "")
-    with open(path, "xb") as file:
-        try:
+    try:
+        with open(path, "xb") as file:
             file.write(text.encode(errors="backslashreplace"))  # an argument may hold any bytes
             file.flush()
-        except OSError:
-            os.unlink(path)
-            raise
+    except BaseException as error:
+        if not isinstance(error, FileExistsError):  # else it is somebody else's
+            _remove(path)
+        raise
     return path
 
 
