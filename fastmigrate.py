@@ -4197,7 +4197,8 @@ SELECT_SHADOWS = "SELECT name FROM pragma_table_list WHERE type = 'shadow' AND s
 SELECT_OBJECTS = (
     "SELECT type, name, tbl_name, sql FROM main.sqlite_master "
     "WHERE sql IS NOT NULL AND lower(substr(name, 1, 7)) <> 'sqlite_' "
-    "ORDER BY type = 'trigger', type = 'view', type = 'index', rowid")
+    "ORDER BY type = 'trigger', lower(substr(sql, 1, 15)) = 'create virtual ', type = 'view', "
+    "type = 'index', rowid")
 
 # A virtual table stores its data in shadow tables. Here are the endings of their names, by
 # module, because SQLite before 3.37 cannot tell which tables are shadows, and a newer one
@@ -4223,11 +4224,11 @@ BOOKKEEPING = frozenset("""
 
 # The keywords that cannot be a name unless they are quoted, and some that had better not.
 RESERVED = frozenset("""
-    add all alter always and as autoincrement between case check collate commit constraint
+    add all alter always and as autoincrement between case cast check collate commit constraint
     create cross current_date current_time current_timestamp default deferrable delete
     distinct drop else escape except exists false foreign from full glob group having if in
     index indexed inner insert intersect into is isnull join left like limit match natural
-    not nothing notnull null on or order outer over primary references regexp returning right
+    not nothing notnull null on or order outer over primary raise references regexp returning right
     select set table then to transaction true union unique update using values when where
     window with without""".split())
 TABLE_CONSTRAINTS = ("constraint", "primary", "unique", "check", "foreign")
@@ -4324,6 +4325,9 @@ def _key_of(tokens: Tokens, names: set[str], is_expression: bool = False) -> lis
             is_string = key[-1:] == ["default"] or (
                 depth and text[0] == '"' and _fold(name) not in names)
             key.append(_string(name) if is_string else _fold(name))
+        elif kind == "word" and key[-1:] == ["default"] and text.isidentifier() and (
+                _fold(text) not in CONSTANTS):
+            key.append(_string(text))  # a bare word is a string there
         elif kind != "comment":
             key.append(text if kind == "string" else _fold(text))
     return key
@@ -4341,7 +4345,7 @@ def _schema_key(sql: str, names: Iterable[str] = ()) -> tuple[str, ...]:
         aliases = {_fold(_bare(after[1])) for token, after in zip(tokens, tokens[1:])
                    if _fold(token[1]) == "as"}
         return tuple(_key_of(tokens, {*names, *words, *aliases},
-                             is_expression=not words.isdisjoint(("view", "trigger"))))
+                             is_expression=not _module(sql)))
     head, columns, constraints, options = _split_table(sql)
     own = {"rowid", "oid", "_rowid_", _fold(_bare(head[-1][1])),
            *(_fold(_bare(column[0][1])) for column in columns)}
@@ -4386,7 +4390,10 @@ def _read_objects(connection: sqlite3.Connection) -> list[tuple[str, str, str, s
         if pattern:
             shadows.update(_fold(of) for _, _, of, _ in objects if re.fullmatch(
                 f"{re.escape(_fold(name))}_({pattern})", _fold(of)))
-            contents.add(_fold(_content_table(sql) or ""))
+            content = _content_table(sql)
+            contents.add(_fold(content or ""))
+            if content or content == "" and "contentless_unindexed" not in _fold(sql):
+                contents.add(f"{_fold(name)}_content")  # such an index has no table of this name
     # SQLite calls a table a shadow because of its name alone. So `contents` are taken out: they
     # may have such a name, but the application created them for an index to read from.
     return [found for found in objects if _fold(found[2]) not in shadows - contents]
@@ -4432,9 +4439,10 @@ def _terminated(sql: str) -> str:
     return f"{sql} */;" if unclosed else f"{sql};"
 
 
-def _without_rename_quotes(sql: str) -> str:
+def _without_rename_quotes(sql: str, tables: Container[str]) -> str:
     """Return a statement without the quotes that ALTER TABLE ... RENAME writes around the name
-    of a table. If other plain names are quoted too, its author writes so."""
+    of a table or view. If other plain names are quoted too, its author writes so. `tables` holds
+    the names in small letters: without quotes, anything else could be another thing."""
     tokens = [token for token in _tokens(sql) if token[0] != "comment"]
     renamed = []
     for index, (kind, text, start) in enumerate(tokens):
@@ -4442,7 +4450,8 @@ def _without_rename_quotes(sql: str) -> str:
             continue
         before = _fold(tokens[index - 1][1])
         after = tokens[index + 1][1] if index + 1 < len(tokens) else ""
-        if text[0] != '"' or not (before in BEFORE_TABLE or after == "."):
+        is_table = _fold(_bare(text)) in tables and (before in BEFORE_TABLE or after == ".")
+        if text[0] != '"' or not is_table:
             return sql
         renamed.append((start, text))
     for start, text in reversed(renamed):
@@ -4454,13 +4463,17 @@ def _schema_text(schema: Schema) -> str:
     """Return a schema as a text that builds it: tables by name, each with its indexes and
     triggers, then views by name, each with its triggers."""
     views = {_fold(name) for kind, name, _ in schema.values() if kind == "view"}
+    tables = {_fold(name) for kind, name, _ in schema.values() if kind in ("table", "view")}
     kinds = ("pragma", "table", "view", "index", "trigger")
 
     def place(item: tuple[tuple[str, ...], tuple[str, str, str]]) -> tuple[Any, ...]:
-        (owner, *key), (kind, name, _) = item
-        return kind != "pragma", owner in views, owner, kinds.index(kind), _fold(name), key
+        (owner, *key), (kind, name, sql) = item
+        # A full-text index over another table may need that table when it is created.
+        needs_table = kind == "table" and bool(_module(sql) and _content_table(sql))
+        return (kind != "pragma", owner in views, needs_table, owner, kinds.index(kind),
+                _fold(name), key)
 
-    return "".join(_terminated(_without_rename_quotes(sql)) + "\n"
+    return "".join(_terminated(_without_rename_quotes(sql, tables)) + "\n"
                    for _, (_, _, sql) in sorted(schema.items(), key=place))
 
 
@@ -4714,10 +4727,11 @@ class _Change:
             was, name = old.get(key), _name(column.name)
             value = fill.get(key) or (
                 column.default if was and column.not_null and not was.not_null else "")
+            if "--" in value:
+                value += "\n"  # the end of a comment
             if was and not value:
                 value = name
-            elif was and key not in [_fold(_bare(text)) for kind, text, _ in _tokens(value)
-                                     if kind in ("word", "quoted")]:
+            elif was and not (key in fill and self.reads(table, key, value)):
                 value = f"ifnull({name}, {value})"
             if value and not column.is_generated:
                 found[name] = value
@@ -4727,6 +4741,24 @@ class _Change:
         if rowid and not is_keyed and all(_has_rowid(sql) for _, sql in self.tables(table)):
             return {rowid: rowid, **found}
         return found
+
+    def reads(self, table: str, column: str, expression: str) -> bool:
+        """Return whether an expression over a row of a table reads a column of it. SQLite tells,
+        because its text may hold the name in another meaning: date('now')."""
+        found: set[tuple[str, str]] = set()
+
+        def note(action: int, of: str | None, name: str | None, *more: object) -> int:
+            if action == sqlite3.SQLITE_READ:
+                found.add((_fold(of or ""), _fold(name or "")))
+            return sqlite3.SQLITE_OK
+
+        self.scratch.set_authorizer(_as_authorizer(note))
+        try:
+            self.scratch.execute(f"EXPLAIN SELECT ({expression}\n) FROM {_quoted(table)} "
+                                 f"-- {time.perf_counter_ns()}").close()  # compiled each time
+        finally:
+            self.scratch.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
+        return (table, column) in found
 
     def rebuilds(self, table: str, copied: dict[str, str]) -> tuple[list[str], list[str]]:
         """Return two ways to rebuild a table. The first creates the new table under another name,
@@ -4919,7 +4951,9 @@ def _questions(answers: _Answers) -> Iterator[str]:
 
 def _holds_content(sql: str) -> bool:
     """Return whether a table has content that cannot be made anew from elsewhere."""
-    return not _content_table(sql) and _module(sql) not in ("fts5vocab", "fts4aux", "dbstat")
+    module = _module(sql)
+    return not (module and _content_table(sql)) and module not in (
+        "fts5vocab", "fts4aux", "dbstat")
 
 
 def _column_questions(answers: _Answers, table: str) -> Iterator[str]:
@@ -5034,6 +5068,8 @@ def _read_schema_file(path: str) -> str:
         raise _MissingError(
             f"there is no schema file {path}. Nothing was written. Write it with fastmigrate "
             f"--print-schema > {path}, or with get_schema().") from None
+    except OSError as error:
+        raise _explain(error, "", (sqlite3.Error,), "Nothing was written.") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise MigrationError(f"{path}:{line}: this is not UTF-8. Nothing was written. Save the "
@@ -5153,7 +5189,7 @@ def _recreate(connection: sqlite3.Connection, table_name: str, definitions: str,
                                  "was changed.") from error
         new = _read_columns(wanted, name)
         missing = [column.name for key, column in _read_columns(scratch, name).items()
-                   if key not in new]
+                   if key not in new or new[key].is_generated and not column.is_generated]
         if missing:
             raise MigrationError(f"the new definition of {name} lacks {', '.join(missing)}, whose "
                                  "values would be lost. Nothing was changed.")
@@ -5182,7 +5218,10 @@ def _create_script(folder: str, description: str, text: str, notes: list[str]) -
     slug = re.sub(r"[\W_]+", "-", words).strip("-").lower()
     if not slug:
         raise ValueError(f"{description!r} has no words to name a script by")
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise _explain(error, "", (sqlite3.Error,), "Nothing was written.") from error
     number = max(_scripts(folder), default=0) + 1
     if number > MAX_VERSION:
         raise ValueError(f"there is a script {MAX_VERSION} already, the last there can be")
@@ -5190,18 +5229,24 @@ def _create_script(folder: str, description: str, text: str, notes: list[str]) -
     head = TEMPLATES[extension].format(" ".join(words.split()))
     if notes:
         head += "--\n-- This script\n" + "".join(
-            # such a word in a comment at the head would be taken for a directive
-            f"--   {' '.join(note.split())}\n".replace("fastmigrate:", "fastmigrate :")
-            for note in notes)
+            f"--   {' '.join(note.split())}\n" for note in notes)
+    head = head.replace("fastmigrate:", "fastmigrate :")  # no directive is meant
     text = head + ("\n" + text.rstrip("\n") + "\n" if text else "")
     try:
         with open(path, "xb") as file:
             file.write(text.encode(errors="backslashreplace"))  # an argument may hold any bytes
             file.flush()
+    except FileExistsError:
+        raise MigrationError(f"another process has just written {path}. Nothing was written by "
+                             "this one. Run this again.") from None
     except BaseException as error:
-        if not isinstance(error, FileExistsError):  # else it is somebody else's
-            _remove(path)
-        raise
+        if isinstance(error, OSError):
+            error = _explain(error, "", (sqlite3.Error,), "Nothing was written.")
+        try:
+            os.unlink(path)
+        except OSError:
+            pass  # it could not even be created
+        raise error from None
     return path
 
 
@@ -5365,7 +5410,12 @@ def _fill_virtual(connection: sqlite3.Connection, name: str, sql: str) -> str:
     table = _quoted(name)
     if _content_table(sql):
         return f"INSERT INTO {table} ({table}) VALUES ('rebuild');\n"
-    if _holds_content(sql) and connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall():
+    try:
+        has_rows = _holds_content(sql) and bool(
+            connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchall())
+    except connection.OperationalError:
+        has_rows = True  # what it holds cannot be read: an index without its texts
+    if has_rows:
         raise MigrationError(
             f"the virtual table {name} has rows of its own, which cannot be squashed. Nothing was "
             "changed. Squash up to a script before the one that fills it, or let a script above "

@@ -830,6 +830,13 @@ class ConnectionState(Case):
         self.assertEqual(len(readers), 1)
         self.assertEqual(self.sql("PRAGMA journal_mode"), [("delete",)])
 
+    def test_words_in_a_comment_are_no_pragma_and_no_directive(self):
+        self.create()
+        self.script("0001-a.sql", "-- what the old fastmigrate: did\n-- PRAGMA journal_mode = WAL;\n"
+                                  "PRAGMA journal_mode = WAL;\nCREATE TABLE a (x);\n")
+        self.assertNotIn("unchanged", self.works(self.go()).out)
+        self.assertEqual(self.sql("PRAGMA journal_mode"), [("wal",)])
+
     def test_a_pragma_at_the_head_may_be_written_in_any_way(self):
         for number, text in enumerate((
                 'PRAGMA "journal_mode" = WAL;', "PRAGMA `main`.journal_mode=delete;",
@@ -3189,6 +3196,40 @@ class Restoring(Case):
         self.backup = str(fastmigrate.create_db_backup("x.db"))
         self.sql("INSERT INTO a VALUES (2)")
 
+    @posix_only
+    def test_a_failed_restore_puts_back_what_could_not_be_read(self):
+        import resource
+        self.sql("INSERT INTO a SELECT zeroblob(300000)", self.backup)
+        content = b"not a database, " * 900
+        for name in ("x.db", "x.db-wal", "x.db-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+        Path("x.db").write_bytes(content)
+
+        def restore():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            return self.go("--restore", self.backup)
+
+        result = Forked(restore).result()
+        self.assertEqual(result.code, 1, result)
+        self.assertEqual(Path("x.db").read_bytes(), content)
+        self.assertEqual(self.backups(ending=".before-restore"), set())
+
+    def test_the_newest_backup_is_found_however_the_path_is_written(self):
+        os.mkdir("data")
+        fastmigrate.create_db("data/y.db")
+        fastmigrate.create_db_backup("data/y.db")
+        for path in ("data//y.db", "./data/y.db", "data/../data/y.db"):
+            self.works(self.run_main("--db", path, "--restore", "newest"))
+
+    @posix_only
+    def test_the_database_may_be_a_link_that_leads_nowhere_yet(self):
+        os.mkdir("far")
+        os.symlink("far/y.db", "y.db")
+        self.works(self.run_main("--db", "y.db", "--restore", self.backup))
+        self.assertEqual(self.version("far/y.db"), 1)
+
     def test_a_directory_in_the_place_of_the_database_is_said_to_be_one(self):
         os.mkdir("y.db")
         result = self.run_main("--db", "y.db", "--restore", self.backup)
@@ -4033,6 +4074,24 @@ class EnrollingSafely(Case):
         self.refuses(self.go("--enroll"), "a table _migration_history that is not fastmigrate's")
         self.assertEqual(Path("x.db").read_bytes(), before)
 
+    def test_what_was_broken_before_does_not_hide_a_late_script(self):
+        self.old("CREATE VIEW v AS SELECT * FROM nowhere;")
+        fastmigrate.ensure_meta_table("x.db")
+        self.script("0001-x.sql", "CREATE TABLE t1 (x);")
+        self.script("0003-x.sql", "CREATE TABLE t3 (x);")
+        self.works(self.go())
+        self.script("0002-x.sql", "CREATE TABLE t2 (x);")
+        self.assertIn("0002-x.sql: never run", self.works(self.go()).err)
+
+    def test_accepting_keeps_what_was_broken_before(self):
+        self.old("CREATE TABLE t (x); CREATE VIEW v AS SELECT nope FROM t;")
+        self.script("0001-x.sql", "CREATE TABLE t (x);")
+        fastmigrate.set_db_version("x.db", 1)
+        self.go("--accept")
+        self.script("0002-x.sql", "CREATE TABLE t2 (x);")
+        self.works(self.go())
+        self.assertIn("warning: in x.db, view v", self.works(self.go("--check")).err)
+
     def test_an_edit_of_a_script_that_counts_as_applied_is_reported(self):
         for number in (1, 2):
             self.script(f"{number:04d}-x.sql", f"CREATE TABLE t{number} (x);")
@@ -4358,6 +4417,25 @@ class Schemas(Case):
         printed = self.printed('CREATE TABLE "Ämter" (a); CREATE TABLE "ämter" (b);')
         self.assertEqual(printed.count("CREATE TABLE"), 2)
 
+    def test_a_bare_word_is_a_string_where_it_is_a_default(self):
+        self.assertTrue(self.differ("CREATE TABLE t (a DEFAULT Active);",
+                                    "CREATE TABLE t (a DEFAULT active);"))
+        self.assertFalse(self.differ("CREATE TABLE t (a DEFAULT Active);",
+                                     "CREATE TABLE t (a DEFAULT 'Active');"))
+        self.assertFalse(self.differ("CREATE TABLE t (a DEFAULT NULL);",
+                                     "CREATE TABLE t (a DEFAULT null);"))
+
+    def test_only_names_of_tables_lose_the_quotes_of_a_rename(self):
+        text = 'CREATE TABLE t (s);\nCREATE VIEW v AS SELECT 1 FROM "t" JOIN t u ON "active" = u.s;\n'
+        self.assertIn('FROM "t" JOIN t u ON "active" = u.s', self.printed(text))
+        self.assertIn("FROM t;", self.printed('CREATE TABLE t (s);\nCREATE VIEW v AS SELECT s FROM "t";\n'))
+
+    @unittest.skipUnless(known("CREATE VIRTUAL TABLE t USING fts5 (a)"), "needs FTS5")
+    def test_a_table_beside_an_index_without_its_texts_is_the_applications(self):
+        printed = self.printed("CREATE VIRTUAL TABLE notes USING fts5 (body, content = '');"
+                               "CREATE TABLE notes_content (x);")
+        self.assertIn("CREATE TABLE notes_content", printed)
+
     @unittest.skipUnless(known("CREATE VIRTUAL TABLE t USING fts5(a)"), "needs FTS5")
     def test_only_the_tables_of_a_virtual_table_are_left_out(self):
         printed = self.printed(
@@ -4366,7 +4444,7 @@ class Schemas(Case):
             "CREATE TABLE notes_content (t);"
             "CREATE VIRTUAL TABLE notes USING fts5 (t, content = 'notes_content');")
         self.assertEqual(re.findall("TABLE (\\w+)", printed), [
-            "notes", "notes_content", "recipes", "recipes_data2024", "recipes_info"])
+            "notes_content", "recipes", "recipes_data2024", "recipes_info", "notes"])
 
     def test_the_books_of_other_tools_are_left_out_and_named(self):
         for table in ("alembic_version (v)", "mine (x)", "__drizzle_migrations (id)"):
@@ -4427,6 +4505,45 @@ class SchemaChanges(Case):
             path = fastmigrate.new_migration("m", "change", schema="schema.sql", **answers)
         self.notes = "\n".join(logs.output)
         return path.read_text(encoding="utf-8")
+
+    def test_a_value_replaces_null_alone_unless_it_reads_the_column_itself(self):
+        for before, rows, after, fill, expected in (
+                ("date TEXT", "('2001-02-03'), (NULL)", "date TEXT NOT NULL DEFAULT (date(0))", {},
+                 [("-4713-11-24",), ("2001-02-03",)]),
+                ("x BLOB", "(x'01'), (NULL)", "x BLOB NOT NULL DEFAULT x''", {},
+                 [(b"",), (b"\x01",)]),
+                ("name", "('n'), (NULL)", "name NOT NULL", {"t.name": "(SELECT name FROM o)"},
+                 [("n",), ("other",)]),
+                ("name", "('n'), (NULL)", "name NOT NULL", {"t.name": "1 -- one"}, [(1,), ("n",)]),
+                ("name", "('n'), ('m')", "name NOT NULL", {"t.name": "upper(name)"},
+                 [("M",), ("N",)])):
+            with self.subTest(after):
+                self.prepare(f"CREATE TABLE t ({before}); CREATE TABLE o (name);",
+                             f"INSERT INTO t VALUES {rows}; INSERT INTO o VALUES ('other');")
+                self.change(f"CREATE TABLE t ({after}); CREATE TABLE o (name);", fill=fill)
+                self.assertEqual(self.sql("SELECT * FROM t ORDER BY 1"), expected)
+                os.unlink("x.db")
+                os.unlink("m/0003-change.sql")
+
+    @unittest.skipUnless(known("CREATE VIRTUAL TABLE t USING fts5 (a)"), "needs FTS5")
+    def test_a_plain_table_that_speaks_of_content_is_asked_about(self):
+        self.prepare("CREATE TABLE t (content TEXT CHECK (content = trim(content)));",
+                     "INSERT INTO t VALUES ('a');")
+        self.asks("CREATE VIRTUAL TABLE t USING fts5 (content);", "content of its own")
+
+    def test_a_description_is_no_directive(self):
+        for words in ("adopt fastmigrate: phase one", "fastmigrate: no-transaction"):
+            path = fastmigrate.new_migration("m", words)
+            self.assertNotIn("fastmigrate:", path.read_text())
+        self.create()
+        self.works(self.go())
+
+    def test_a_column_may_have_any_keyword_for_a_name(self):
+        names = [f'"{word}"' for word in sorted(fastmigrate.RESERVED) + ["plain"]]
+        self.prepare(f"CREATE TABLE t ({', '.join(names)});",
+                     f"INSERT INTO t VALUES ({', '.join('1' for _ in names)});")
+        self.change(f"CREATE TABLE t ({', '.join(names)}, CHECK (plain > 0));")
+        self.assertEqual(set(self.sql("SELECT * FROM t")[0]), {1})
 
     def test_no_row_is_lost_to_a_conflict_clause(self):
         for table, after in (("t (a, b)", "t (a UNIQUE ON CONFLICT IGNORE, b)"),
@@ -4619,7 +4736,7 @@ class SchemaChanges(Case):
                   fill={"t.n": "nosuch"})
         self.asks("CREATE TABLE t (a INT, n); CREATE TABLE old (b)", "aggregate",
                   fill={"t.n": "max(a)"})
-        for value in ("1; DROP TABLE t", "1, 2", "1 FROM t --", "1) FROM t WHERE (0", "(", "1 --"):
+        for value in ("1; DROP TABLE t", "1, 2", "1 FROM t --", "1) FROM t WHERE (0", "("):
             self.asks("CREATE TABLE t (a INT, n); CREATE TABLE old (b)", "fill", fill={"t.n": value})
         self.change("CREATE TABLE t (a INT, n NOT NULL, m)", drop=["old"],
                     fill={"t.n": "a * 2", "t.m": "(SELECT b FROM old)"})
@@ -4922,6 +5039,80 @@ class Connecting(Case):
         connection.text_factory = bytes
         return connection
 
+    def test_a_page_size_may_change_in_memory_too(self):
+        self.script("0001-a.sql", "CREATE TABLE a (x); INSERT INTO a VALUES (1);")
+        self.script("0002-b.sql", "PRAGMA page_size = 8192; VACUUM;")
+        self.script("0003-c.sql", "INSERT INTO a VALUES (2);")
+        with contextlib.closing(fastmigrate.build_db("m")) as built:
+            self.assertEqual(built.execute("SELECT * FROM a").fetchall(), [(1,), (2,)])
+
+    def test_a_built_file_takes_nobodys_place(self):
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        self.script("0002-b.sql", "SELECT nope;")
+
+        def connect(path):
+            if not os.path.exists("y.db") and path.endswith("y.db"):
+                self.create("y.db")  # another process is faster
+                self.sql("CREATE TABLE theirs (x)", "y.db")
+            return sqlite3.connect(path)
+
+        with self.assertRaisesRegex(MigrationError, "y.db already exists"):
+            fastmigrate.build_db("m", "y.db", connect=connect)
+        self.assertEqual(self.tables("y.db"), {"theirs"})
+
+    def test_a_version_that_another_process_has_set_meanwhile_stays(self):
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        self.sql("CREATE TABLE t (x)")
+        opened = []
+
+        def connect(path):
+            opened.append(path)
+            if len(opened) == 2:  # it was unversioned when it was opened first
+                fastmigrate.ensure_meta_table("x.db")
+                migrate("x.db", "m")
+            return sqlite3.connect(path)
+
+        fastmigrate.ensure_meta_table("x.db", connect=connect)
+        self.assertEqual(self.version(), 1)
+
+    def test_a_connect_whose_own_pragmas_meet_a_lock_waits(self):
+        self.create()
+        other = sqlite3.connect("x.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        opened = []
+
+        def connect(path):
+            opened.append(path)
+            if len(opened) == 3:
+                other.execute("ROLLBACK")
+            connection = sqlite3.connect(path, timeout=0)
+            connection.execute("PRAGMA synchronous = NORMAL").fetchall()
+            return connection
+
+        fastmigrate.set_db_version("x.db", 7, connect=connect)
+        other.close()
+        self.assertEqual(self.version(), 7)
+
+    def test_what_connect_raises_ends_the_command_line_with_its_words(self):
+        for name in ("x.db", "y.db"):
+            self.create(name)
+
+        def connect(path):
+            sys.exit("no key")
+
+        for arguments in (("--db", "x.db"), ("--db", "x.db", "y.db", "--jobs", "2")):
+            result = self.run_main(*arguments, "--migrations", "m", connect=connect)
+            self.assertEqual((result.code, result.err), (1, "error: no key\n"))
+
+    def test_an_extension_that_connect_may_not_load_is_an_error_with_a_next_step(self):
+        def connect(path):
+            raise sqlite3.OperationalError("not authorized")
+
+        for call in (lambda: fastmigrate.create_db("new.db", connect=connect),
+                     lambda: fastmigrate.build_db("m", connect=connect)):
+            with self.assertRaisesRegex(MigrationError, "enable_load_extension"):
+                call()
+
     def test_a_built_file_is_not_kept_if_a_script_fails(self):
         self.script("0001-a.sql", "CREATE TABLE a (x);")
         self.script("0002-b.sql", "SELECT nope;")
@@ -5033,6 +5224,13 @@ class DropIn(Case):
         with self.assertRaisesRegex(MigrationError, "^the rows of z in x.db do not fit the new "
                                     r"definition: .* z_new.a .*\. Nothing was changed\. Change the rows"):
             fastmigrate.recreate_table("x.db", "z", "a INT NOT NULL")
+
+    @unittest.skipUnless(known("CREATE TABLE t (a, b AS (a))"), "needs generated columns")
+    def test_recreate_table_does_not_let_a_column_become_generated(self):
+        self.create()
+        self.sql("CREATE TABLE b (a, total)")
+        with self.assertRaisesRegex(MigrationError, "lacks total, whose values would be lost"):
+            fastmigrate.recreate_table("x.db", "b", "a, total INT AS (a * 2)")
 
     def test_recreate_table_keeps_rows_indexes_and_children(self):
         self.create()
@@ -5352,6 +5550,47 @@ class Refusals(Case):
 
 class StartUp(Case):
     """Where a database is, what there is instead, and what surrounds a run."""
+
+    @posix_only
+    def test_a_path_through_a_link_is_what_the_system_takes_it_for(self):
+        os.makedirs("far/away")
+        os.symlink("far/away", "link")
+        fastmigrate.create_db("link/../y.db")
+        self.assertEqual(set(os.listdir("far")), {"away", "y.db"})
+
+    @posix_only
+    def test_a_backup_lies_beside_the_link_on_any_file_system(self):
+        os.mkdir("far")
+        fastmigrate.create_db("far/y.db")
+        os.symlink("far/y.db", "y.db")
+        real = os.replace
+
+        def replace(source, target):
+            if os.path.dirname(source) != os.path.dirname(target):
+                raise OSError(18, "Invalid cross-device link")
+            real(source, target)
+
+        with mock.patch("os.replace", replace):
+            self.assertIsNotNone(fastmigrate.create_db_backup("y.db"))
+
+    @posix_only
+    def test_a_link_that_leads_to_itself_is_a_script_that_cannot_be_read(self):
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        os.symlink("0002-b.sql", "m/0002-b.sql")
+        self.refuses(self.go(), os.path.join("m", "0002-b.sql") + ": it cannot be read")
+        self.assertEqual(self.version(), 1)
+
+    def test_every_missing_thing_is_a_file_not_found_error_and_a_migration_error(self):
+        self.create()
+        for call in (lambda: migrate("no.db", "m"), lambda: migrate("x.db", "no"),
+                     lambda: fastmigrate.enroll_db("no.db", "m"), lambda: fastmigrate.verify("x.db", "no"),
+                     lambda: fastmigrate.rehearse("no.db", "m"), lambda: fastmigrate.build_db("no"),
+                     lambda: fastmigrate.get_db_version("no.db"), lambda: fastmigrate.get_schema("no"),
+                     lambda: fastmigrate.restore_db("x.db", "no")):
+            for kind in (FileNotFoundError, MigrationError):
+                with self.assertRaises(kind):
+                    call()
 
     def test_a_file_of_0_bytes_and_one_without_any_table_are_no_database_yet(self):
         self.script("0001-a.sql", "CREATE TABLE a (x);")
