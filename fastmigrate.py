@@ -2810,13 +2810,15 @@ def _find_renumbered(states: list[_State], folder: str) -> dict[str, str]:
     number. They are known by their description and checksum, and the name that the history has
     is no longer in the directory."""
     there = {each.name for each in states if each.is_there}
-    gone = [each.row for each in states
-            if each.row[0] not in there and not each.row[1].endswith("-0")]  # -0: an empty script
+    gone = {(each.row[0][4:], each.row[1]): each.row[0] for each in states
+            if each.row[0] and each.row[0] not in there}
+    words = {description for description, _ in gone}
     renumbered = {}
     for each in states:
-        for old, checksum, _ in gone:
-            if (each.state in ("pending", "late", "conflict") and old and old[4:] == each.name[4:]
-                    and _checksum_or_none(folder, each.name) == checksum):
+        if each.state in ("pending", "late", "conflict") and each.name[4:] in words:
+            checksum = _checksum_or_none(folder, each.name)
+            old = gone.get((each.name[4:], checksum))
+            if old and not checksum.endswith("-0"):  # an empty script
                 renumbered[each.name] = old
     return renumbered
 
