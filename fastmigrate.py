@@ -2458,8 +2458,15 @@ def _scan(migrations_dir: StrPath) -> _Listing:
             for entry in entries:  # the rule of extract_version_from_filename(), inlined for speed
                 name = entry.name
                 digits = name[:4]
-                if (name[4:5] == "-" and digits.isdecimal() and digits.isascii()
-                        and name.endswith(EXTENSIONS) and _is_script(entry)):
+                try:
+                    is_script = (
+                        name[4:5] == "-" and digits.isdecimal() and digits.isascii()
+                        and name.endswith(EXTENSIONS)
+                        # A broken link counts as a script, so that it fails and is not skipped.
+                        and (entry.is_file() or entry.is_symlink() and not os.path.exists(entry)))
+                except OSError:
+                    is_script = True  # a link to itself, which fails too
+                if is_script:
                     number = int(digits)
                     if names.setdefault(number, name) is not name:
                         twins.setdefault(number, [names[number]]).append(name)
@@ -2484,15 +2491,6 @@ def _scan(migrations_dir: StrPath) -> _Listing:
     twins = {number: sorted(twins[number]) for number in sorted(twins)}
     names.update((number, twins[number][0]) for number in twins)  # not what the system lists first
     return _Listing(folder, names, twins, _look_like_scripts(others, no_scripts=not names))
-
-
-def _is_script(entry: os.DirEntry[str]) -> bool:
-    """Return whether this is a file. A link that leads nowhere counts as one, so that it fails
-    and is not skipped."""
-    try:
-        return entry.is_file() or entry.is_symlink() and not os.path.exists(entry)
-    except OSError:
-        return True
 
 
 def _look_like_scripts(others: list[str], no_scripts: bool) -> list[str]:
