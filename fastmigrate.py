@@ -1928,15 +1928,21 @@ def _explain_dangling(connection: sqlite3.Connection, found: list[_Dangling], co
     """Return what a script is refused for, and what to do. `comment` begins a comment in the
     language of the script."""
     new = sorted((each for each in found if each.new), key=lambda each: not each.gone)
-    number = sum(each.new for each in new)
-    what = f"it leaves {_plural(number, 'dangling reference')}: {new[0].describe(connection)}"
+    number, by_table = sum(each.new for each in new), dict[str, int]()
+    for each in new:
+        table = _read_table(connection, each.child)[0]
+        by_table[table] = by_table.get(table, 0) + each.new
+    counts = ", ".join(f"{table} {count}" for table, count in by_table.items())
+    of_tables = f" ({counts})" if len(by_table) > 1 else ""
+    what = (f"it leaves {_plural(number, 'dangling reference')}{of_tables}: "
+            f"{new[0].describe(connection)}")
     if not new[0].gone:
         actions = {row[6] for row in connection.execute(
             f"PRAGMA main.foreign_key_list({_quoted(new[0].child)})").fetchall()
             if _fold(row[2]) == _fold(new[0].parent) and row[6] not in ("NO ACTION", "RESTRICT")}
         cascade = "" if comment != "--" or not actions else (
-            f" To make ON DELETE {min(actions)} do that, put `PRAGMA foreign_keys = ON;` before "
-            "its first statement.")
+            f" To make ON DELETE {min(actions)} of {next(iter(by_table))} do that, put `PRAGMA "
+            "foreign_keys = ON;` before its first statement.")
         return what, (f"Let the script change or delete these rows too.{cascade} If this is "
                       f"intended, start it with the line `{comment} fastmigrate: "
                       "no-foreign-key-check`")
@@ -2551,8 +2557,8 @@ def _describe_twins(listing: _Listing, ran: dict[str, list[str]] | None = None,
                      "applied.")
         else:
             text += _squash_again(listing, names) or (
-                "Renumber one that ran on no other database (--status there tells)" + (
-                    f". If {_cut(moving)} ran on none" if moving else "")
+                "Renumber one that production does not have; other databases that have it are "
+                "then told what to do" + (f". If that is {_cut(moving)}" if moving else "")
                 + _move_commands(moving, new_names, listing.folder))
         texts.append(text)
     return texts
@@ -2828,25 +2834,25 @@ def _describe_renumbered(renumbered: dict[str, str], states: list[_State], listi
     ran = [each for each in states if each.is_there and each.name in renumbered]
     if all(each.state != "pending" for each in ran):
         return []
-    last, old_numbers = ran[-1].number, [int(renumbered[each.name][:4]) for each in ran]
+    last, before = ran[-1].number, min(int(renumbered[each.name][:4]) for each in ran)
     lacking = [each for each in states if each.state in ("pending", "late", "conflict")
                and each.name not in renumbered and each.number < last]
+    first, end = ((lacking[0].number, lacking[-1].number) if lacking else (last, 0))
+    base = min(first, before) - 1  # the history forgets what is above it
+    between = [each for each in states if each.is_there and base < each.number <= end]
     ways = []
-    if lacking:
-        first, end = lacking[0].number, lacking[-1].number
-        between = [each for each in states if each.is_there and first <= each.number <= end]
-        if between == lacking and end < ran[0].number and first > listing.squashed_version:
-            # Nothing but these scripts runs between the two versions that are set.
-            ways.append(
-                f"run {_cut([each.name for each in lacking])} alone, which {db} lacks:"
-                f"\n    {program} --set-version {first - 1}\n    {program} --to {end}"
-                f"\n    {program} --set-version {last}")
-    elif min(old_numbers) > listing.squashed_version:
-        moves = _move_commands([each.name for each in ran], renumbered, listing.folder)
-        ways.append(f"restore the old name{moves}")
+    if between == lacking and end < ran[0].number and base >= listing.squashed_version:
+        # Nothing but the lacking scripts runs between the two versions that are set.
+        why = (f"run {_cut([each.name for each in lacking])} alone, which {db} lacks"
+               if lacking else "let it count as applied under its new number")
+        steps = [f"--set-version {base}", *([f"--to {end}"] if lacking else []),
+                 f"--set-version {last}"]
+        ways.append(f"{why}:" + " &&".join(f"\n    {program} {step}" for step in steps))
+        if not lacking:
+            ways.append("restore the old name" + _move_commands(
+                [each.name for each in ran], renumbered, listing.folder))
     if lacking or not ways:
-        ways.append(f"restore a backup of {db} from before version {min(old_numbers)}, or create "
-                    f"{db} anew")
+        ways.append(f"restore a backup of {db} from before version {before}, or create {db} anew")
     ways.append("add a comment to the script, if it has to run again")
     what = "; ".join(f"{each.name} is already applied to {db}, as {renumbered[each.name]}"
                      for each in ran)
@@ -2869,12 +2875,12 @@ def _propose_names(never_run: Iterable[str], ran: Container[str], listing: _List
 
 
 PROBLEMS = {  # what a state of scripts means to a person, and what to do
-    "late": "{names}: never run on {db}, which was already at a higher version. If applied to no "
-            "other database, renumber above the latest script{move}",
+    "late": "{names}: never run on {db}, which was already at a higher version. Unless production "
+            "has it, renumber it above the latest script{move}",
     "conflict": "{names}: never run on {db}, where {others} ran under the same number. If an "
                 "applied script was both renamed and edited, restore its name, run {program} "
-                "--accept, then rename it again. If a new script ran on no other database, give "
-                "it the next free number{move}",
+                "--accept, then rename it again. Else, unless production has it, give the new "
+                "script the next free number{move}",
     "edited": "{names}: edited since applied to {db}, which does not have the change. Undo the "
               "edit, and put the change into a new migration. If {db} needs no change (after an "
               "edit of a comment, say), run {program} --accept instead.",
@@ -4707,6 +4713,8 @@ class _Change:
         notes = [f"rebuilds the table {name}"]
         notes += [f"removes from the definition of {name}: {x}" for x in old if x and x not in new]
         notes += [f"adds to the definition of {name}: {x}" for x in new if x and x not in old]
+        notes += [f"replaces NULL in {name}.{column} by its default"
+                  for column in self.defaulted(table, fill)]
         for statements in self.rebuilds(table, self.copied(table, fill)):
             if self.attempt(table, statements, "\n".join(notes)):
                 self.rebuilt.add(table)
@@ -4716,17 +4724,23 @@ class _Change:
         raise MigrationError(f"no statements were found that change the table {name} as wanted: "
                              f"{self.failure}. Nothing was changed.{hint}")
 
+    def defaulted(self, table: str, fill: Container[str]) -> list[str]:
+        """Return the columns whose NULLs get the default, because NULL is no longer allowed."""
+        old = _read_columns(self.scratch, table)
+        return [column.name for key, column in _read_columns(self.wanted, table).items()
+                if key in old and key not in fill and column.default
+                and column.not_null and not old[key].not_null]
+
     def copied(self, table: str, fill: dict[str, str]) -> dict[str, str]:
         """Return {column: SQL for its value in a row of the old table} of the columns that a
         rebuild fills. For an existing column, a value that does not use the column itself
         replaces only its NULLs. The rowids are copied too, unless an INTEGER PRIMARY KEY holds
         them."""
         old, new = _read_columns(self.scratch, table), _read_columns(self.wanted, table)
-        found = {}
+        found, defaulted = {}, self.defaulted(table, fill)
         for key, column in new.items():
             was, name = old.get(key), _name(column.name)
-            value = fill.get(key) or (
-                column.default if was and column.not_null and not was.not_null else "")
+            value = fill.get(key) or (column.default if column.name in defaulted else "")
             if "--" in value:
                 value += "\n"  # the end of a comment
             if was and not value:
@@ -5010,7 +5024,8 @@ def _check_fills(answers: _Answers) -> None:
         try:
             change.scratch.execute(f"SELECT ({value}\n) FROM {_quoted(table)}").fetchall()
         except (change.scratch.Error, change.scratch.Warning, ValueError) as error:
-            answers.refuse(what, f"{error} (what is renamed has its new name there)")
+            answers.refuse(what, f"{error} (the tables are those of today there, and what is "
+                                 "renamed has its new name)")
 
 
 # -------------------------------------------------------------- the whole change
