@@ -670,7 +670,7 @@ class _Run:
         if states or listing.ignored or self.version > listing.latest:
             several = bool(self._shared_listing)
             findings = _Findings(states, listing, self.version, database, several,
-                                 of_directory=not several)
+                                 of_directory=not several, to=self.to)
             self.never_run, warnings = findings.never_run, findings.warnings
             refusals = findings.refusals or refusals
         if refusals:
@@ -757,7 +757,7 @@ class _Run:
         held and a script left to run: of many processes that start at once, those that find
         nothing left to run then make no backup."""
         if self.objects_before is None:
-            self.objects_before = connection.execute(SELECT_OBJECTS).fetchall()
+            self.objects_before = _select_objects(connection)
         if self._backup_wanted:
             self.database.report.result(f"Backup: {self.database.back_up()}")
             self._backup_wanted = False
@@ -924,9 +924,9 @@ class _Batch:
                     blocks: Iterator[tuple[int, str]]) -> None:
         """Run a script block by block. A block that fails is run again one statement at a
         time, because SQLite does not say which of its statements failed."""
-        connection, line, undo_line = self._connection, 1, 0
+        connection, line, undo = self._connection, 1, _UndoSection(script)
         while line:
-            undo_line = _refuse_undo(script, text, line, undo_line)
+            undo.check(text, line)
             singly = line >= plan.statements_from
             for number, piece in _statements(text, line) if singly else ((line, text),):
                 effects.expect_commit()
@@ -1034,7 +1034,7 @@ def _head_journal_mode(script: _Script) -> str:
         return ""
     header = _read_header(script, next(_Reading(script).blocks(), (1, ""))[1])
     modes = [value for pragma, value in (_parse_pragma(text) for _, text in header.pragmas)
-             if pragma == "journal_mode" and value and value not in WEAK_JOURNALS]
+             if pragma == "journal_mode" and value in ("delete", "persist", "truncate", "wal")]
     return modes[-1] if modes else ""
 
 
@@ -1153,7 +1153,7 @@ class _Effects:
         if name == "foreign_keys" and value:
             self._known.clear()
             self._wants_enforced = value in ("on", "yes", "true") or (
-                value.isdecimal() and int(value) > 0)
+                value.isdecimal() and value.strip("0") != "")
         elif name == "writable_schema":
             self.changes.note_everything()
         elif name in ("synchronous", "query_only", "count_changes") and value:
@@ -1319,6 +1319,7 @@ def _conclude_on_copy(run: _Run, script: _Script, header: _Header, path: str,
     if not os.path.isfile(path):  # SQLite would create an empty one
         raise _ScriptFailed(script, "it removed the database that it was given")
     with _closing(database.open(path)) as connection:
+        connection.set_progress_handler(_as_progress_handler(run.tick), TICK_INSTRUCTIONS)
         version = _read_version_of_copy(database, script, connection)
         if version not in (run.version, script.version):
             raise _ScriptFailed(script, f"it set the version to {version}; it may only leave it "
@@ -1376,9 +1377,13 @@ def _run_statements(run: _Run, script: _Script, path: str, modes: list[str]) -> 
     with _closing(database.open(path)) as connection:
         _prepare_for_writing(connection, durable=False)
         connection.set_progress_handler(_as_progress_handler(run.tick), TICK_INSTRUCTIONS)
-        line, undo_line = 1, 0
+        # An authorizer of the application's `connect` could deny a statement, which looks as if
+        # an interrupt had come. In a batch, our own one is in its place.
+        connection.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
+        connection.text_factory = bytes  # text that is not UTF-8 is nobody's business here
+        line, undo = 1, _UndoSection(script)
         for line, text in reading.blocks():
-            undo_line = _refuse_undo(script, text, line, undo_line)
+            undo.check(text, line)
             for number, statement in _statements(text, line):
                 pragma, value = _parse_pragma(statement)
                 if pragma == "journal_mode" and value:
@@ -2388,43 +2393,46 @@ def _statements(text: str, line: int) -> Iterator[tuple[int, str]]:
         yield line + text.count("\n", counted, start), text[start:].rstrip()
 
 
-def _undo_section(text: str, line: int, since: int = 0) -> tuple[int, bool]:
-    """Find the comment by which another tool divides a script from the statements that undo it.
+class _UndoSection:
+    """Refuses a script of another tool that would undo itself: a comment divides it from the
+    statements that undo it, and there are such statements."""
 
-    Args:
-        text: a block of the script that begins in `line`.
-        since: the line of the comment, if a block before this one held it.
-    Returns:
-        the line of the comment, 0 if none is known, and whether a statement follows it.
-    """
-    if since:
-        return since, _skip_blank(text, 0) < len(text)
-    if "--" not in text:
-        return 0, False
-    import re
-    undo = re.compile(r"--\s*(\+(goose|migrate|micrate)\s+down|migrate:down)\b", re.I)
-    if re.match(r"(--[^\n]*\n|\s)*--\s*@?up\s*\n", text, re.I):  # at the head of the script
-        undo = re.compile(r"--\s*@?down\s*\Z", re.I)
-    elif not undo.search(text):  # as in nearly every script; the rest is slow
-        return 0, False
-    tokens = re.compile(  # so that a line within a string is not taken for a comment
-        r"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|/\*.*?(?:\*/|\Z)|--[^\n]*""", re.S)
-    for found in tokens.finditer(text):
-        before = text.rfind("\n", 0, found.start()) + 1
-        if undo.match(found.group()) and not text[before:found.start()].strip():
-            return (line + text.count("\n", 0, found.start()),
-                    _skip_blank(text, found.end()) < len(text))
-    return 0, False
+    def __init__(self, script: _Script) -> None:
+        self._script = script
+        self._line = 0  # of the comment, 0 if it was not met yet
+        self._begins_with_up = False  # then a bare `-- Down` is such a comment, too
 
+    def check(self, text: str, line: int) -> None:
+        """Look at the next block of the script, which begins in a line."""
+        if self._line:
+            runs = _skip_blank(text, 0) < len(text)
+        else:
+            self._line, end = self._find(text, line) if "--" in text else (0, 0)
+            runs = self._line > 0 and _skip_blank(text, end) < len(text)
+        if runs:
+            raise _ScriptFailed(
+                self._script, "another tool's section to undo the script begins here, and "
+                "fastmigrate runs a script to its end", self._line,
+                remedy="Delete the script's text from this line on")
 
-def _refuse_undo(script: _Script, text: str, line: int, since: int) -> int:
-    """Refuse a script of another tool that would undo itself: see _undo_section()."""
-    found, runs = _undo_section(text, line, since)
-    if runs:
-        raise _ScriptFailed(script, "another tool's section to undo the script begins here, and "
-                            "fastmigrate runs a script to its end", found,
-                            remedy="Delete the script's text from this line on")
-    return found
+    def _find(self, text: str, line: int) -> tuple[int, int]:
+        """Return the line of the comment and where in the text it ends, zeros if there is none."""
+        import re
+        if line == 1:
+            self._begins_with_up = bool(re.match(
+                r"(--[^\n]*\n|\s)*--\s*@?up\s*\n", text, re.I))
+        undo = re.compile(r"--\s*(\+(goose|migrate|micrate)\s+down|migrate:down)\b", re.I)
+        if self._begins_with_up:
+            undo = re.compile(r"--\s*@?down\s*\Z", re.I)
+        elif not undo.search(text):  # as in nearly every script; the rest is slow
+            return 0, 0
+        tokens = re.compile(  # so that a line within a string is not taken for a comment
+            r"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|/\*.*?(?:\*/|\Z)|--[^\n]*""", re.S)
+        for found in tokens.finditer(text):
+            before = text.rfind("\n", 0, found.start()) + 1
+            if undo.match(found.group()) and not text[before:found.start()].strip():
+                return line + text.count("\n", 0, found.start()), found.end()
+        return 0, 0
 
 
 # ------------------------------------------------------------------ the migrations directory
@@ -2571,8 +2579,9 @@ def _describe_ignored(listing: _Listing) -> str:
 def _program_for(db: str, folder: str) -> str:
     """Return the command line for a database and its scripts, ready to paste."""
     import shlex
-    migrations = "" if folder == "migrations" else f" --migrations {shlex.quote(folder)}"
-    return f"fastmigrate --db {shlex.quote(db)}{migrations}"
+    paths = [os.path.join(".", path) if path.startswith("-") else path for path in (db, folder)]
+    db, folder = map(shlex.quote, paths)
+    return f"fastmigrate --db {db}" + (f" --migrations {folder}" if folder != "migrations" else "")
 
 
 def _cut(names: list[str]) -> str:
@@ -2765,20 +2774,22 @@ class _Findings:
     """The problems of a migrations directory, compared with the history of one database."""
 
     def __init__(self, states: list[_State], listing: _Listing, version: int,
-                 database: _Database, several: bool, of_directory: bool) -> None:
+                 database: _Database, several: bool, of_directory: bool,
+                 to: int = MAX_VERSION) -> None:
         """Find the problems.
 
         Args:
+            to: the last version that the run is to reach.
             several: this is one of several databases. Suggest no new names, because a script
                 that never ran here may have run on another one.
             of_directory: report problems of the directory itself too.
         """
         db, program = database.name, _program_for(database.path_as_given, listing.folder)
-        renumbered = _find_renumbered(states, listing.folder)
+        renumbered = _find_renumbered(states, listing)
         below = [each.name for each in states if each.is_there
                  and each.number < listing.squashed_version]
         # Any of the refusals stops the run.
-        self.refusals = _describe_renumbered(renumbered, states, listing, db, program)
+        self.refusals = _describe_renumbered(renumbered, states, listing, db, program, to)
 
         def is_open(each: _State) -> bool:
             """Return whether nothing else explains this state."""
@@ -2809,32 +2820,40 @@ class _Findings:
             self.warnings += [_describe_ignored(listing)] if listing.ignored else []
 
 
-def _find_renumbered(states: list[_State], folder: str) -> dict[str, str]:
+def _find_renumbered(states: list[_State], listing: _Listing) -> dict[str, str]:
     """Return {name now: name when it ran} of the scripts in the directory that ran under another
-    number. They are known by their description and checksum, and the name that the history has
-    is no longer in the directory."""
+    number. They are known by their description and checksum; the name that the history has is
+    no longer there, or in a folder that a squash has made."""
     there = {each.name for each in states if each.is_there}
-    gone = {(each.row[0][4:], each.row[1]): each.row[0] for each in states
-            if each.row[0] and each.row[0] not in there}
+    if any(each.state == "squashed" for each in states):
+        there.update(*(os.listdir(os.path.join(listing.folder, name))
+                       for name in os.listdir(listing.folder)
+                       if name[:7] == "before-" and name[7:].isdecimal()))
+    gone = {}
+    for each in states:
+        is_renamed = each.is_there and each.has_run and each.number != listing.squashed_version
+        if each.row[0] and each.row[0] not in there and not is_renamed:
+            gone[each.row[0][4:], each.row[1]] = each.row[0]
     words = {description for description, _ in gone}
-    renumbered = {}
+    renumbered: dict[str, str] = {}
     for each in states:
         if each.state in ("pending", "late", "conflict") and each.name[4:] in words:
-            checksum = _checksum_or_none(folder, each.name)
+            checksum = _checksum_or_none(listing.folder, each.name)
             old = gone.get((each.name[4:], checksum))
-            if old and not checksum.endswith("-0"):  # an empty script
+            if old and old not in renumbered.values() and not checksum.endswith("-0"):  # empty
                 renumbered[each.name] = old
     return renumbered
 
 
 def _describe_renumbered(renumbered: dict[str, str], states: list[_State], listing: _Listing,
-                         db: str, program: str) -> list[str]:
+                         db: str, program: str, to: int) -> list[str]:
     """Report the scripts that were renumbered after they had been applied, if one of them is
-    pending and would run twice: one message, or none."""
+    pending, up to version `to`, and would run twice: one message, or none."""
     ran = [each for each in states if each.is_there and each.name in renumbered]
-    if all(each.state != "pending" for each in ran):
+    if all(each.state != "pending" or each.number > to for each in ran):
         return []
-    last, before = ran[-1].number, min(int(renumbered[each.name][:4]) for each in ran)
+    last = ran[-1].number
+    before = min(each.number for each in states if each.row[0] in renumbered.values())
     lacking = [each for each in states if each.state in ("pending", "late", "conflict")
                and each.name not in renumbered and each.number < last]
     first, end = ((lacking[0].number, lacking[-1].number) if lacking else (last, 0))
@@ -2953,9 +2972,9 @@ def _accept_edits(database: _Database, folder: str) -> list[str]:
         version = _read_version(connection, database.name)
         if not connection.execute(HAS_HISTORY).fetchall():
             _record(connection, version, [], listing, _broken_in(
-                connection.execute(SELECT_OBJECTS).fetchall()))
+                _select_objects(connection)))
         states = _read_states(connection, version, listing, database.name, thorough=True)
-        renumbered = _find_renumbered(states, folder).values()  # the names of before
+        renumbered = _find_renumbered(states, listing).values()  # the names of before
         for each in states:
             number, name, row = each.number, each.name, each.row
             if listing.squashed_version == number and row[0] not in ("", name):
@@ -3266,8 +3285,11 @@ class _Database:
         import re
         folder, name = os.path.split(os.path.realpath(self.path))
         pattern = re.compile(re.escape(name) + WORKING_COPY)
-        return sorted(os.path.join(folder, other) for other in os.listdir(folder)
-                      if pattern.fullmatch(other))
+        try:
+            return sorted(os.path.join(folder, other) for other in os.listdir(folder)
+                          if pattern.fullmatch(other))
+        except OSError:
+            return []  # a directory that this user may enter, and not list
 
     # -------------------------------------------------------------- changing by hand
 
@@ -4381,11 +4403,21 @@ def _module(sql: str) -> str:
     return _fold(_bare(texts[5]))
 
 
+def _select_objects(connection: sqlite3.Connection) -> list[Any]:
+    """Return what SELECT_OBJECTS finds, also if a name is not UTF-8."""
+    before = connection.text_factory
+    connection.text_factory = lambda data: data.decode(errors="replace")
+    try:
+        return connection.execute(SELECT_OBJECTS).fetchall()
+    finally:
+        connection.text_factory = before
+
+
 def _read_objects(connection: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
     """Return (type, name, table, SQL) of each object in a database, in an order in which they
     can be created. What SQLite and virtual tables create for themselves is left out."""
     import re
-    objects = connection.execute(SELECT_OBJECTS).fetchall()
+    objects = _select_objects(connection)
     try:
         shadows = {_fold(name) for name, in connection.execute(SELECT_SHADOWS).fetchall()}
     except connection.OperationalError:
@@ -5676,7 +5708,7 @@ def _enroll(database: _Database, folder: str) -> int:
                                  "Nothing was changed. Run fastmigrate without --enroll.")
         _forget(connection, MAX_VERSION, database.name)  # fails if the history is not ours
         schema = _schema_without_tools(database, connection)
-        objects, written = connection.execute(SELECT_OBJECTS).fetchall(), list[str]()
+        objects, written = _select_objects(connection), list[str]()
         listing = _scan(folder) if os.path.exists(folder) else None
         if listing:
             _refuse_twins(listing)

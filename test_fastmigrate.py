@@ -2928,6 +2928,38 @@ class Collisions(Case):
         shutil.copy("m/0002-jane.sql", "m/0002-jane-again.sql")
         self.refuses(self.go(), "They are the same: delete all but one.")
 
+    def test_each_applied_script_has_but_one_new_number(self):
+        self.script("0002-jane.sql", "ANALYZE;")
+        migrate("x.db", "m")
+        os.rename("m/0002-jane.sql", "m/0003-jane.sql")
+        self.script("0004-jane.sql", "ANALYZE;")
+        result = self.refuses(self.go(), "0003-jane.sql is already applied to x.db, as 0002-jane.sql")
+        self.assertNotIn("0004", result.err)
+
+    def test_a_script_that_was_only_renamed_does_not_stand_in_for_another(self):
+        self.script("0002-jane.sql", "ANALYZE;")
+        migrate("x.db", "m")
+        os.rename("m/0002-jane.sql", "m/0002-jane-and-more.sql")
+        self.script("0004-jane.sql", "ANALYZE;")
+        self.works(self.go())
+        self.assertEqual(self.version(), 4)
+
+    def test_a_squashed_script_that_is_kept_does_not_stand_in_for_another(self):
+        self.script("0002-jane.sql", "ANALYZE;")
+        migrate("x.db", "m")
+        self.works(self.run_main("--migrations", "m", "--squash", "2"))
+        self.script("0004-jane.sql", "ANALYZE;")
+        self.works(self.go())
+
+    def test_a_renumbered_script_beyond_the_wanted_version_stops_no_run(self):
+        migrate("x.db", "m")
+        os.rename("m/0002-jane.sql", "m/0004-jane.sql")
+        self.works(self.go("--to", "2"))
+        self.script("0003-c.sql", "CREATE TABLE c (x);")
+        self.paste(self.refuses(self.go()).err)
+        self.works(self.go("--check"))
+        self.works(self.go("--verify"))
+
     def test_a_renumbered_script_is_found_beside_another_with_its_words(self):
         self.script("0005-fix.sql", "UPDATE init SET x = x * 2;")
         migrate("x.db", "m")
@@ -3023,10 +3055,11 @@ class OtherTools(Case):
 
     def test_the_section_is_found_in_a_long_script(self):
         rows = "INSERT INTO t VALUES ('some text');\n" * (fastmigrate.BLOCK // 18)
-        line = rows.count("\n") + 2
-        self.script("0001-a.sql", f"CREATE TABLE t (x);\n{rows}-- +goose Down\nDROP TABLE t;\n")
-        self.refuses(self.go(), f"m/0001-a.sql:{line}: ")
-        self.assertEqual(self.tables(), set())
+        for up, down in (("-- +goose Up", "-- +goose Down"), ("-- up", "-- down")):
+            line = rows.count("\n") + 3
+            self.script("0001-a.sql", f"{up}\nCREATE TABLE t (x);\n{rows}{down}\nDROP TABLE t;\n")
+            self.refuses(self.go(), f"m/0001-a.sql:{line}: ")
+            self.assertEqual(self.tables(), set())
 
     def test_an_empty_section_and_one_in_a_string_undo_nothing(self):
         self.script("0001-a.sql", "-- +goose Up\nCREATE TABLE a (x);\n-- +goose Down\n-- none\n")
@@ -5571,6 +5604,26 @@ class StartUp(Case):
 
         with mock.patch("os.replace", replace):
             self.assertIsNotNone(fastmigrate.create_db_backup("y.db"))
+
+    @posix_only
+    def test_a_directory_that_cannot_be_listed_will_do(self):
+        self.create()
+        with mock.patch("os.listdir", side_effect=PermissionError(13, "Permission denied")):
+            fastmigrate.status("x.db", "m")
+
+    def test_a_name_in_the_schema_that_is_not_utf_8_stops_no_run(self):
+        self.create()
+        with contextlib.closing(sqlite3.connect("x.db")) as connection:
+            connection.execute("PRAGMA writable_schema = ON")
+            try:
+                connection.execute("INSERT INTO sqlite_master (type, name, tbl_name, rootpage, sql) VALUES "
+                                   "('view', 'v', 'v', 0, CAST(x'435245415445205649455720762041532053454c45"
+                                   "43542031204153202261e92220' AS TEXT))")
+            except sqlite3.OperationalError:
+                self.skipTest("this SQLite is built to be defensive")
+            connection.commit()
+        self.script("0001-a.sql", "CREATE TABLE other (x);")
+        self.works(self.go())
 
     @posix_only
     def test_a_link_that_leads_to_itself_is_a_script_that_cannot_be_read(self):
