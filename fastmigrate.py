@@ -1529,8 +1529,9 @@ class _WorkingCopy:
         size = int(target.execute("PRAGMA page_size").fetchall()[0][0])
         encoding = target.execute("PRAGMA encoding").fetchall()[0][0]
         self._create()
-        gate = database.open(self.path)
+        gate = None
         try:
+            gate = database.open(self.path)
             _prepare_for_writing(gate, durable=False)
             for statement in ("PRAGMA journal_mode = DELETE", "PRAGMA auto_vacuum = NONE",
                               f"PRAGMA page_size = {size}", f"PRAGMA encoding = '{encoding}'",
@@ -1541,7 +1542,8 @@ class _WorkingCopy:
             if int(gate.execute("PRAGMA page_count").fetchall()[0][0]) <= GATE_STEP:
                 raise sqlite3.OperationalError("the gate is too small")
         except BaseException as error:
-            gate.close()
+            if gate:
+                gate.close()
             if isinstance(error, database.errors) and _identify(self.path) != self._identity:
                 raise _StartAgain from None  # whoever holds the lock took it for a leftover
             raise
@@ -3091,7 +3093,16 @@ class _Database:
         module begins no transaction behind our back."""
         if self.connect is sqlite3.connect and self._durable:
             return sqlite3.connect(path or self.path, timeout=0.1, isolation_level=None)
-        opened: sqlite3.Connection = self.retry_while_locked(lambda: self._connect(path))
+        tries: list[str] = []
+
+        def connect() -> sqlite3.Connection:
+            if tries:  # a connection that `connect` left open when it failed keeps its lock
+                import gc
+                gc.collect()
+            tries.append(path)
+            return self._connect(path)
+
+        opened: sqlite3.Connection = self.retry_while_locked(connect)
         return opened
 
     def open_at_once(self) -> sqlite3.Connection:
@@ -3283,13 +3294,17 @@ class _Database:
     def find_copies(self) -> list[str]:
         """Return the paths of the working copies beside the database."""
         import re
-        folder, name = os.path.split(os.path.realpath(self.path))
-        pattern = re.compile(re.escape(name) + WORKING_COPY)
-        try:
-            return sorted(os.path.join(folder, other) for other in os.listdir(folder)
-                          if pattern.fullmatch(other))
-        except OSError:
-            return []  # a directory that this user may enter, and not list
+        found = []
+        beside_link = os.path.realpath(os.path.dirname(self.path)), os.path.basename(self.path)
+        # A backup lies beside the link. Each file has one spelling here.
+        for folder, name in {os.path.split(os.path.realpath(self.path)), beside_link}:
+            pattern = re.compile(re.escape(name) + WORKING_COPY)
+            try:
+                found += [os.path.join(folder, other) for other in os.listdir(folder)
+                          if pattern.fullmatch(other)]
+            except OSError:
+                pass  # a directory that this user may enter, and not list
+        return sorted(set(found))
 
     # -------------------------------------------------------------- changing by hand
 
@@ -3713,8 +3728,12 @@ def _restore(database: _Database, backup: str) -> int:
                 real = os.path.realpath(database.path)
                 os.makedirs(os.path.dirname(real), exist_ok=True)
                 _create_private(real, source.path, writable=True)
-            elif os.path.getsize(database.path):
-                aside = _set_aside_if_unreadable(database)
+            elif os.path.getsize(database.path) and _is_unreadable(database):
+                with _closing(_lock_unreadable(database)):
+                    aside = _keep_bytes(database)
+                    # By name, because closing a descriptor would drop this process's locks.
+                    os.truncate(database.path, 0)
+                _remove(*(database.path + end for end in ("-journal", "-wal", "-shm")))
             _leave_wal_for(database, source)
             copy = database.working_copy("restore", lambda: None)
 
@@ -3738,9 +3757,12 @@ def _restore(database: _Database, backup: str) -> int:
             if created:
                 _remove_if_empty(database)
             if aside and database.is_missing():
-                for end in ("-wal", ""):
+                _remove(*(database.path + end for end in ("-journal", "-wal", "-shm")))
+                for end in ("-wal", ""):  # into the same file, which others may have open
                     if os.path.exists(database.path + aside + end):
-                        os.replace(database.path + aside + end, database.path + end)
+                        _copy_bytes(database.path + aside + end, database.path + end)
+                        _sync(database.path + end)
+                _remove(database.path + aside, database.path + aside + "-wal")
                 aside = ""
             raise
         finally:
@@ -3760,27 +3782,38 @@ def _remove_if_empty(database: _Database) -> None:
         pass
 
 
-def _set_aside_if_unreadable(database: _Database) -> str:
-    """If SQLite cannot read the database (it is damaged, or encrypted with a key that we were
-    not given), keep it byte for byte, and empty the file, so that it can be written. Return what
-    the name of the kept file has beyond that of the database, "" if there is none."""
+def _is_unreadable(database: _Database) -> bool:
+    """Return whether SQLite cannot read the database: it is damaged, or encrypted with a key that
+    we were not given."""
     try:
         with _closing(database.open()) as connection:
             connection.execute("SELECT 1 FROM sqlite_master").fetchall()
-        return ""
     except database.errors as error:
-        if not _is_damage(error):
-            return ""  # the next write fails with this error, and reports it
+        return _is_damage(error)  # the next write fails with any other, and reports it
+    return False
+
+
+def _lock_unreadable(database: _Database) -> sqlite3.Connection:
+    """Return a connection that keeps others, who may be able to read what we cannot, from
+    writing, as far as it can be locked. In WAL mode it must not be, because the end of the
+    connection would empty the log into the file."""
+    connection = database.open()
+    try:
+        if not os.path.exists(database.path + "-wal"):
+            database.retry_while_locked(lambda: connection.execute("BEGIN EXCLUSIVE"))
+    except _LockedError:
+        connection.close()
+        raise
+    except database.errors:
+        pass  # it is so damaged that it cannot even be locked
+    return connection
+
+
+def _keep_bytes(database: _Database) -> str:
+    """Copy a database and its log byte for byte to a file that ends in .before-restore. Return
+    what the name of that has beyond that of the database."""
     kept = _reserve_stamped_name(database.path, ".before-restore")
-    with _closing(database.open()) as connection:
-        try:
-            # Others may be able to read what we cannot, and must not write now. In WAL mode the
-            # lock must not be held, because the end of the connection would empty the log into
-            # the file.
-            if not os.path.exists(database.path + "-wal"):
-                connection.execute("BEGIN EXCLUSIVE")
-        except database.errors:
-            pass  # it is so damaged, or encrypted, that it cannot even be locked
+    try:
         for end in ("", "-wal"):
             if os.path.exists(database.path + end):
                 if end:
@@ -3788,9 +3821,9 @@ def _set_aside_if_unreadable(database: _Database) -> str:
                 _copy_bytes(database.path + end, database.path + kept + end)
                 _sync(database.path + kept + end)
         _sync(os.path.dirname(database.path))
-        # By name, because closing a descriptor of the file would drop this process's locks.
-        os.truncate(database.path, 0)
-    _remove(*(database.path + end for end in ("-journal", "-wal", "-shm")))
+    except BaseException:
+        _remove(database.path + kept, database.path + kept + "-wal")
+        raise
     return kept
 
 
@@ -5358,9 +5391,10 @@ def _squash_place(new: str, path: str, before: str, names: dict[int, str]) -> No
         with open(new, "rb") as source, open(path, "xb") as target:
             shutil.copyfileobj(source, target)
         _sync(path)
-    except BaseException as error:
-        if not isinstance(error, FileExistsError):  # else it is somebody else's
-            _remove(path)
+    except FileExistsError:
+        raise  # another squash is at work, and needs the folder too
+    except BaseException:
+        _remove(path)
         if not os.listdir(before):
             os.rmdir(before)
         raise
@@ -5726,7 +5760,8 @@ def _enroll(database: _Database, folder: str) -> int:
             _record(connection, version, [], listing, _broken_in(objects))
             database.commit(connection)
         except BaseException:
-            _remove(*written)
+            if connection.in_transaction:  # it was not committed
+                _remove(*written)
             raise
         for path in written:
             database.report.result(f"wrote {path}")
