@@ -5386,18 +5386,16 @@ def _squash_place(new: str, path: str, before: str, names: dict[int, str]) -> No
     """
     import shutil
     folder = os.path.dirname(path) or "."
-    os.makedirs(before, exist_ok=True)
-    try:
-        with open(new, "rb") as source, open(path, "xb") as target:
+    with open(new, "rb") as source, open(path, "xb") as target:  # fails if another was faster
+        try:
             shutil.copyfileobj(source, target)
-        _sync(path)
-    except FileExistsError:
-        raise  # another squash is at work, and needs the folder too
-    except BaseException:
-        _remove(path)
-        if not os.listdir(before):
-            os.rmdir(before)
-        raise
+            target.flush()
+            _sync(path)
+            os.makedirs(before, exist_ok=True)
+        except BaseException:
+            target.close()  # Windows removes no open file
+            _remove(path)
+            raise
     try:
         for _, name in sorted(names.items()):
             os.rename(os.path.join(folder, name), os.path.join(before, name))

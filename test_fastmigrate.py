@@ -4062,7 +4062,7 @@ fastmigrate.squash("m", 3)
                         "two scripts have the number 0003, so nothing is run", "If a squash was cut "
                         f"off, move the scripts in {before} back to m, delete {new} if it "
                         "exists, and squash again; else give the newer one another number.")
-                for name in os.listdir(before):
+                for name in os.listdir(before) if os.path.exists(before) else ():
                     os.rename(os.path.join(before, name), os.path.join("m", name))
                 os.unlink(new)
             if "0003-ix.sql" in os.listdir("m"):
