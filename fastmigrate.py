@@ -3544,6 +3544,9 @@ class _MemoryDatabase(_Database):
         """Connect to a new, empty database in memory, or to a working copy."""
         return super().open(path or ":memory:")
 
+    def open_at_once(self) -> sqlite3.Connection:
+        return self.open()
+
     def __enter__(self) -> _MemoryDatabase:
         return self
 
@@ -3757,12 +3760,7 @@ def _restore(database: _Database, backup: str) -> int:
             if created:
                 _remove_if_empty(database)
             if aside and database.is_missing():
-                _remove(*(database.path + end for end in ("-journal", "-wal", "-shm")))
-                for end in ("-wal", ""):  # into the same file, which others may have open
-                    if os.path.exists(database.path + aside + end):
-                        _copy_bytes(database.path + aside + end, database.path + end)
-                        _sync(database.path + end)
-                _remove(database.path + aside, database.path + aside + "-wal")
+                _put_back(database.path, database.path + aside)
                 aside = ""
             raise
         finally:
@@ -3825,6 +3823,17 @@ def _keep_bytes(database: _Database) -> str:
         _remove(database.path + kept, database.path + kept + "-wal")
         raise
     return kept
+
+
+def _put_back(path: str, kept: str) -> None:
+    """Fill a database that was emptied with what _keep_bytes() has kept, and remove that. It is
+    still the same file, which others may have open and links may lead to."""
+    _remove(*(path + end for end in ("-journal", "-wal", "-shm")))
+    for end in ("-wal", ""):
+        if os.path.exists(kept + end):
+            _copy_bytes(kept + end, path + end)
+            _sync(path + end)
+    _remove(kept, kept + "-wal")
 
 
 def _leave_wal_for(database: _Database, source: _Database) -> None:
