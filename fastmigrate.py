@@ -912,11 +912,11 @@ class _Batch:
         a script that begins with such PRAGMAs is the first of its batch."""
         connection = self._connection
         connection.execute("ROLLBACK")
-        self._authorizer.begin_head()
         for line, statement in header.pragmas:
-            if _parse_pragma(statement)[0] != "journal_mode":  # see _HeadJournalMode
+            # The journal mode is set already, by _HeadJournalMode; and without syncs, a power
+            # cut could damage the database.
+            if _parse_pragma(statement)[0] not in ("journal_mode", "synchronous"):
                 _execute(self._database, connection, script, line, statement)
-        self._authorizer.end_script()
         self._database.begin(connection)
         self._run.check_version(connection)
 
@@ -1156,14 +1156,17 @@ class _Effects:
                 value.isdecimal() and value.strip("0") != "")
         elif name == "writable_schema":
             self.changes.note_everything()
-        elif name in ("synchronous", "query_only", "count_changes") and value:
-            return sqlite3.SQLITE_IGNORE  # would fail, or stop us; matters to this connection only
+        elif value and (name in ("synchronous", "query_only", "count_changes")
+                        or name in PROCESS_PRAGMAS
+                        or name == "journal_mode" and value in WEAK_JOURNALS):
+            # It would fail, or stop us, or the application; or SQLite could not roll back, because
+            # there is no journal on the disk.
+            return sqlite3.SQLITE_IGNORE
         elif not self._in_transaction and (  # else it does nothing, or fails, as it should
-                name == "wal_checkpoint"
-                or name == "journal_mode" and value and value not in WEAK_JOURNALS):
+                name == "wal_checkpoint" or name == "journal_mode" and value):
             self.needs_autocommit = True
             return sqlite3.SQLITE_DENY
-        return _keep_journal(sqlite3.SQLITE_PRAGMA, name, value)
+        return sqlite3.SQLITE_OK
 
 
 class _Authorizer:
@@ -1172,7 +1175,6 @@ class _Authorizer:
 
     def __init__(self) -> None:
         self._effects: _Effects | None = None  # of the script that runs
-        self._in_head = False  # the script's PRAGMAs before the transaction run
         self._known: set[str] = set()  # see _Effects
 
     def callback(self) -> Callable[..., int]:
@@ -1190,12 +1192,8 @@ class _Authorizer:
                 return sqlite_ok
             if self._effects:
                 return self._effects.authorize(action, first, second, schema)
-            return _keep_journal(action, first, second) if self._in_head else sqlite_ok
+            return sqlite_ok
         return authorize
-
-    def begin_head(self) -> None:
-        """From here on, statements are the PRAGMAs before a script's transaction."""
-        self._in_head = True
 
     def begin_script(self, enforced: bool) -> _Effects:
         """From here on, statements are those of a script; `enforced` tells whether foreign
@@ -1207,18 +1205,6 @@ class _Authorizer:
     def end_script(self) -> None:
         """From here on, statements are our own."""
         self._effects = None
-        self._in_head = False
-
-
-def _keep_journal(action: int, first: str | None, second: str | None) -> int:
-    """Return SQLITE_IGNORE for a PRAGMA that would weaken a transaction: without a journal on
-    the disk, SQLite cannot roll back, and a crash leaves a damaged database."""
-    name, value = _fold(first or ""), _fold(second or "")
-    if action == sqlite3.SQLITE_PRAGMA and value and (
-            name in PROCESS_PRAGMAS or name == "synchronous"
-            or name == "journal_mode" and value in WEAK_JOURNALS):
-        return sqlite3.SQLITE_IGNORE
-    return sqlite3.SQLITE_OK
 
 
 def _track_savepoint(open_ones: list[str], operation: str, name: str) -> None:
