@@ -4464,8 +4464,8 @@ class Schemas(Case):
 
     @unittest.skipUnless(known("CREATE VIRTUAL TABLE t USING fts5 (a)"), "needs FTS5")
     def test_a_table_beside_an_index_without_its_texts_is_the_applications(self):
-        printed = self.printed("CREATE VIRTUAL TABLE notes USING fts5 (body, content = '');"
-                               "CREATE TABLE notes_content (x);")
+        printed = self.printed("CREATE TABLE notes_content (x);"
+                               "CREATE VIRTUAL TABLE notes USING fts5 (body, content = '');")
         self.assertIn("CREATE TABLE notes_content", printed)
 
     @unittest.skipUnless(known("CREATE VIRTUAL TABLE t USING fts5(a)"), "needs FTS5")
