@@ -3305,7 +3305,8 @@ class _Database:
         with self.explained():
             os.makedirs(os.path.dirname(real), exist_ok=True)
             with _closing(self.open()) as connection:
-                self.prepare_for_writing(connection)
+                if self.connect is not sqlite3.connect:  # it may have turned the journal off
+                    self.prepare_for_writing(connection)
                 self.begin(connection)
                 if not _is_empty(connection):
                     return False
