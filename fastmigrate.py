@@ -155,6 +155,10 @@ class _MissingError(MigrationError, FileNotFoundError):
     """A database, a directory or a file does not exist."""
 
 
+class _TwinsError(MigrationError, ValueError):
+    """Several scripts have one number."""
+
+
 class _EmptyError(UnversionedError):
     """The file has 0 bytes, or no table at all: it is no database yet."""
 
@@ -2526,9 +2530,9 @@ def _scripts(migrations_dir: StrPath) -> dict[int, str]:
 
 
 def _refuse_twins(listing: _Listing) -> None:
-    """Raise ValueError if two scripts have one number."""
+    """Raise _TwinsError if two scripts have one number."""
     for text in _describe_twins(listing):
-        raise ValueError(text)
+        raise _TwinsError(text)
 
 
 def _describe_twins(listing: _Listing, ran: dict[str, list[str]] | None = None,

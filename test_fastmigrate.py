@@ -5159,9 +5159,10 @@ class Connecting(Case):
     def test_a_scratch_database_does_not_tell_which_of_two_scripts_ran(self):
         self.script("0001-a.sql", "CREATE TABLE a (x);")
         self.script("0001-b.sql", "CREATE TABLE b (x);")
-        for call in (fastmigrate.build_db, fastmigrate.get_schema):
+        for call in (fastmigrate.build_db, fastmigrate.get_schema, fastmigrate.get_migration_scripts):
             with self.assertRaises(ValueError) as caught:
                 call("m")
+            self.assertIsInstance(caught.exception, MigrationError)
             self.assertEqual(str(caught.exception), "two scripts have the number 0001, so nothing is "
                              "run: 0001-a.sql, 0001-b.sql in m. Renumber one that production does "
                              "not have; other databases that have it are then told what to do.")
