@@ -5588,8 +5588,11 @@ class StartUp(Case):
     def test_a_path_through_a_link_is_what_the_system_takes_it_for(self):
         os.makedirs("far/away")
         os.symlink("far/away", "link")
+        self.sql("CREATE TABLE t (x)", "link/../probe.db")
+        if not os.path.exists("far/probe.db"):
+            self.skipTest("this SQLite does not ask the system")
         fastmigrate.create_db("link/../y.db")
-        self.assertEqual(set(os.listdir("far")), {"away", "y.db"})
+        self.assertEqual(set(os.listdir("far")), {"away", "probe.db", "y.db"})
 
     @posix_only
     def test_a_backup_lies_beside_the_link_on_any_file_system(self):
