@@ -2801,7 +2801,7 @@ class _Findings:
             names, olds = [*renumbered], [*renumbered.values()]
             self.warnings.append(
                 f"{_cut(names)}: already applied to {db}, as {_cut(olds)}. Restore the old name"
-                + _move_commands(names, renumbered, listing.folder))
+                + _move_commands(names, {} if several else renumbered, listing.folder))
         if below:
             squashed = listing.names[listing.squashed_version]
             self.warnings.append(
@@ -3294,7 +3294,7 @@ class _Database:
                           if pattern.fullmatch(other)]
             except OSError:
                 pass  # a directory that this user may enter, and not list
-        return sorted(set(found))
+        return sorted(found)
 
     # -------------------------------------------------------------- changing by hand
 
