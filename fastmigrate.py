@@ -79,14 +79,14 @@ if TYPE_CHECKING:
     import tempfile
     from collections import Counter
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path, PurePath
+    from pathlib import Path
     from types import FrameType
     from typing import IO, Any, NoReturn, Union
 
     StrPath = Union[str, "os.PathLike[str]"]
     Connect = Callable[[str], sqlite3.Connection]
-    ForeignKey = tuple[str, str, tuple[str, ...], Union[tuple[str, ...], None]]
-    KeysThatDangle = dict[tuple[str, ...], tuple[ForeignKey, "Counter[Any]"]]
+    ForeignKey = tuple[str, str, tuple[str, ...]]  # child, parent, columns of the child
+    KeysThatDangle = dict[ForeignKey, "Counter[Any]"]  # see _read_dangling()
     Row = tuple[str, str, str]  # of the history: name, checksum, when it was applied
     Reader = Callable[[sqlite3.Connection, int], Any]  # of a database at a version
     Tokens = list[tuple[str, str, int]]  # (kind, text, start)
@@ -277,7 +277,7 @@ def create_db_backup(db_path: StrPath, *, connect: Connect = sqlite3.connect) ->
     """
     from pathlib import Path
     try:
-        return Path(_Database(db_path, connect=connect).back_up())
+        return Path(_back_up(_Database(db_path, connect=connect)))
     except (MigrationError, OSError) as error:
         _log("error", str(error))
         return None
@@ -312,7 +312,8 @@ def build_db(migrations_dir: StrPath, path: StrPath | None = None, *, to: int | 
             connection = connect(":memory:")  # with the caller's settings, not with ours
             _copy_pages(memory.connection, connection)
             return connection
-    database = _BuiltFile(path, connect=connect)
+    database = _ScratchFile(path, os.fsdecode(path), f"{os.fsdecode(path)} was not kept.",
+                            connect=connect)
     if not database.is_missing() or not database.create():
         raise MigrationError(f"{database.name} already exists. Nothing was changed. Give the "
                              "path of a new file.")
@@ -422,9 +423,8 @@ def new_migration(migrations_dir: StrPath, description: str, *, schema: StrPath 
             ["users.fax", "old"].
         fill: values, as SQL expressions over the row of today, for columns
             that are new or become NOT NULL: {"users.n": "length(name)"}. In
-            an existing column, the value replaces each NULL; if the
-            expression names the column itself, it replaces every value. The
-            expression has to use the new names of what is renamed.
+            an existing column, the value replaces NULL only. The expression
+            has to use the new names of what is renamed.
 
     Raises: ValueError also if there are no words, or 9999 is taken;
         FileNotFoundError if there is no such schema file; MigrationError
@@ -519,7 +519,7 @@ def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
     database = _Database(db_path, connect=connect)
     database.must_exist()
     with database.explained(), database.writing() as connection:
-        before = _read_dangling(connection, _parents(connection))
+        before = _read_dangling(connection)
         statements = _recreate(connection, table_name, new_column_defs,
                                lambda: database.open(":memory:"))
         try:
@@ -530,9 +530,9 @@ def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
                 f"the rows of {table_name} in {database.name} do not fit the new definition: "
                 f"{error} ({table_name}_new is the new table). Nothing was changed. Change the "
                 "rows first, or the definition.") from error
-        found = _compare_dangling(before, _read_dangling(connection, _parents(connection)))
-        if any(dangling.new for dangling in found):
-            what, _ = _explain_dangling(connection, found, "--")
+        _, dangling = _compare_dangling(before, _read_dangling(connection))
+        if dangling:
+            what, _ = _explain_dangling(connection, dangling, "--")
             raise MigrationError(f"{what}. Nothing was changed.")
         database.commit(connection)
 
@@ -549,33 +549,26 @@ def setup_logging(verbose: bool = False) -> None:
 
 
 class _Moved(Exception):
-    """Another process has migrated the database in the meantime: it is at `version` now."""
-
-    def __init__(self, version: int) -> None:
-        self.version = version
+    """Another process has migrated the database in the meantime, to what is now run.version."""
 
 
 class _Retry(Exception):
-    """Roll back to the last commit and start again: some scripts have to be run in another
-    way. `plans` holds new plans by version; those of other scripts stay as they are."""
+    """Scripts have to be run in another way: roll back to the last commit and start again."""
 
-    def __init__(self, plans: dict[int, _Plan]) -> None:
-        self.plans = plans
+    def __init__(self, *scripts: _Script, **changes: Any) -> None:
+        self.scripts = scripts
+        self.changes = changes  # of their plans
 
 
 class _Plan:
     """How a script is to be run. Each script starts with the cheapest way for its kind; a
-    try that shows that another way is needed raises _Retry with the next plan."""
+    try that shows that another way is needed raises _Retry."""
 
     def __init__(self, on_copy: bool = False, own_transaction: bool = False,
                  statements_from: int = sys.maxsize) -> None:
         self.on_copy = on_copy  # on a working copy; else in the batch
         self.own_transaction = own_transaction  # commit before it and after it
         self.statements_from = statements_from  # from this line on, one statement at a time
-
-    def but(self, **changes: Any) -> _Plan:
-        """Return this plan with some changes."""
-        return _Plan(**{**vars(self), **changes})
 
 
 class _Applied:
@@ -605,44 +598,37 @@ class _Run:
         self.applied: list[_Applied] = []
         self.never_run: list[str] = []  # scripts that need other numbers, for the command line
         self.broken: list[str] = []  # what no longer works after the run, as messages
-        self.objects_before: list[Any] | None = None  # the schema when the run began
         self.measures = False  # count the dangling references before each script
         self.listing: _Listing  # of the directory, from run() on
         self._shared_listing = listing  # that listing, if this is one of several databases
         self._backup_wanted = backup
-        self._head_modes: dict[int, _HeadJournalMode] = {}  # by version
-        self._plans: dict[int, _Plan] = {}  # by version; each retry adds some, and none is lost
+        self._objects_before: list[Any] | None = None  # the schema when the run began
+        self._mode_before = (0, "")  # the version that changed the journal mode; the old mode
+        self._plans: dict[int, _Plan] = {}  # by version, for scripts that were tried
         self._describe_work: Callable[[], str] = str  # for the progress
 
     def run(self) -> list[_Applied]:
-        """Apply what is pending and return it.
-
-        Raises: MigrationError.
-        """
+        """Apply what is pending and return it. Raises MigrationError."""
         database, report = self.database, self.database.report
         with database.explained(changes=True):
             self.listing = listing = self._shared_listing or _scan_for(database, self.folder)
             if not self._inspect(listing):
                 is_clean = self.version <= listing.latest and not self.never_run
                 report.result(f"{database.name} is {'up to date ' * is_clean}at version "
-                              f"{self.version}{self._missed()}")
+                              f"{self.version}")
                 return []
-            scripts = [_Script(self.folder, version, name)
-                       for version, name in sorted(listing.names.items()) if version <= self.to]
             try:
-                self._apply(scripts)
-            except MigrationError:
-                self._warn_of_broken()  # of the scripts before the failed one
+                self._apply([_Script(self.folder, version, name) for version, name in sorted(
+                    listing.names.items()) if version <= self.to])
+            except BaseException as error:
+                self._restore_mode()
+                if isinstance(error, MigrationError):
+                    self._warn_of_broken()  # of the scripts before the failed one
                 raise
             self._warn_of_broken()
             report.result(f"{database.name} is at version {self.version}, "
-                          f"{_plural(len(self.applied), 'migration')} applied{self._missed()}")
+                          f"{_plural(len(self.applied), 'migration')} applied")
             return self.applied
-
-    def _missed(self) -> str:
-        """Return what the last line of a run adds if scripts never ran on this database."""
-        number = len(self.never_run)
-        return f"; {_plural(number, 'script')} never ran: see the warning" if number else ""
 
     def _inspect(self, listing: _Listing) -> bool:
         """Read the version, and return True if a script is pending. Warn about edited, late,
@@ -652,36 +638,32 @@ class _Run:
             renumbered after it ran, two scripts have one number, or the squashed script cannot
             bring this database to its version.
         """
-        database = self.database
+        database, warnings = self.database, list[str]()
 
-        def read(connection: sqlite3.Connection, version: int) -> tuple[bool, list[_State], str]:
+        def read(connection: sqlite3.Connection, version: int) -> tuple[bool, list[_State]]:
             pending = listing.latest > version and any(
                 version < number <= self.to for number in listing.names)
-            states = _read_states(connection, version, listing, database.name,
-                                  thorough=pending or bool(listing.twins))
-            return pending, states, _squash_refusal(connection, version, self.to, listing,
-                                                    database.name)
+            return pending, _read_states(connection, version, listing, database.name,
+                                         thorough=pending or bool(listing.twins))
 
-        found: tuple[bool, list[_State], str]
-        self.version, found = database.read(read)
-        pending, states, refusal = found
+        self.version, (pending, states) = database.read(read)
         if self.to < self.version:
             raise MigrationError(
                 f"{database.name} is at version {self.version}, beyond {self.to}. Nothing was "
                 "changed. There are no down migrations: restore a backup, with restore_db() or "
                 "--restore.", version=self.version)
-        refusals, warnings = [refusal] if refusal else [], []
         if states or listing.ignored or self.version > listing.latest:
             several = bool(self._shared_listing)
-            findings = _Findings(states, listing, self.version, database, several,
-                                 of_directory=not several, to=self.to)
-            self.never_run, warnings = findings.never_run, findings.warnings
-            refusals = findings.refusals or refusals
-        if refusals:
-            raise MigrationError("\n".join(refusals), version=self.version)
+            refusals, warnings = _find_problems(
+                states, listing, self.version, database, several=several,
+                of_directory=not several, to=self.to)
+            self.never_run = [each.name for each in states if each.needs_number]
+            if refusals:
+                raise MigrationError("\n".join(refusals), version=self.version)
+        self._check_squash()
         for problem in warnings:
             database.report.warn(problem)
-        return pending
+        return bool(pending)
 
     def _apply(self, scripts: list[_Script]) -> None:
         """The whole story: set the journal mode that the next script begins with; run what comes
@@ -692,89 +674,141 @@ class _Run:
         transaction it has shared, are applied again without it.
 
         The loop ends because each turn commits a script, or sees that another process has, or
-        gives a script a new plan, of which there are few, or turns the measuring on, or
-        leaves fewer scripts before the one that failed.
+        gives a script a new plan, of which there are few, or turns `measures` on, or leaves
+        fewer scripts before the one that failed.
         """
         failure: _ScriptFailed | None = None
         while True:
-            failed = failure.script.version if failure else MAX_VERSION + 1
-            pending = [script for script in scripts if self.version < script.version < failed]
+            if failure and failure.script.version <= self.version:
+                failure = None  # another process has applied it
+            end = failure.script.version if failure else MAX_VERSION + 1
+            pending = [script for script in scripts if self.version < script.version < end]
             if not pending:
                 break
             run_next = _run_on_copy if self.plan(pending[0]).on_copy else _run_batch
             try:
-                # Only the first script sets the mode: a batch ends before one with such PRAGMAs.
-                with self._head_mode(pending[0]):
-                    self._note(run_next(self, pending))
-            except _Moved as moved:
-                self.version = moved.version
-                # The other process may have run scripts that were squashed here. The squashed
-                # script must not run on top of them.
-                if 0 < self.version < self.listing.squashed_version:
-                    self.version, refusal = self.database.read(
-                        lambda connection, version: _squash_refusal(
-                            connection, version, self.to, self.listing, self.database.name))
-                    if refusal:
-                        raise MigrationError(refusal, version=self.version) from None
-                if failure and self.version >= failure.script.version:
-                    failure = None  # the other process has applied it
+                self._set_head_mode(pending[0])
+                self._note(run_next(self, pending))
+            except _Moved:
+                self._check_squash()
+            except _Unmeasured:
+                self.measures = True
+            except _Retry as retry:
+                for script in retry.scripts:
+                    plan = {**vars(self.plan(script)), **retry.changes}
+                    self._plans[script.version] = _Plan(**plan)
+            except _ScriptFailed as error:
+                failure = error
             except _LockedError as error:
                 if not self.applied:
                     raise
                 raise _LockedError(error.who, self.database.standing()) from None
-            except _Unmeasured:
-                self.measures = True
-            except _Retry as retry:
-                self._plans.update(retry.plans)
-            except _ScriptFailed as error:
-                failure = error
-                if self.plan(error.script).on_copy:
-                    break  # it ran alone: those before it are committed already
             finally:
                 self.database.report.end_progress()
         if failure:
             raise _explain_failure(failure, self.database)
 
-    def _head_mode(self, script: _Script) -> _HeadJournalMode:
-        """Return the journal mode that a script begins with: one object for all tries to run it,
-        because the first of them may change a mode that only the last one can restore."""
-        if script.version not in self._head_modes:
-            self._head_modes[script.version] = _HeadJournalMode(self, script)
-        return self._head_modes[script.version]
-
     def plan(self, script: _Script) -> _Plan:
         """Return how a script is to be run."""
         return self._plans.get(script.version) or _Plan(on_copy=not script.is_sql)
 
-    def check_version(self, connection: sqlite3.Connection) -> None:
-        """Check that the database is where this run left it. Unless the write lock is held, that
-        may change at any time.
+    def _check_squash(self) -> None:
+        """Raise MigrationError if the squashed script is pending, but must not run here, for
+        example because another process has just run some of the scripts that it replaced."""
+        if self.version < self.listing.squashed_version:
+            version, refusal = self.database.read(lambda connection, version: _squash_refusal(
+                connection, version, self.to, self.listing, self.database.name))
+            if refusal:
+                raise MigrationError(refusal, version=version) from None
 
-        Raises: _Moved.
+    def _set_head_mode(self, script: _Script) -> None:
+        """Give the database the journal mode that an SQL script begins with. A batch ends before
+        such a script, so only the first one of a turn sets a mode."""
+        if not script.is_sql or isinstance(self.database, _MemoryDatabase):
+            return
+        pragmas = [_parse_pragma(statement) for _, statement in self.read(script)[1].pragmas]
+        modes = [value for name, value in pragmas if name == "journal_mode"
+                 and value in ("delete", "persist", "truncate", "wal")]
+        if modes:
+            before = self.database.retry_while_locked(lambda: self._set_mode(modes[-1]))
+            if (before == "wal") != (modes[-1] == "wal"):  # only WAL is kept in the file
+                self._mode_before = script.version, before
+
+    def _restore_mode(self) -> None:
+        """Undo what _set_head_mode() did for a script that was not applied, as ROLLBACK cannot,
+        unless another connection stands in the way."""
+        version, mode = self._mode_before
+        if version > self.version:
+            try:
+                self._set_mode(mode)
+            except self.database.errors + (_Moved,):
+                pass  # the error of the script is the one to tell
+
+    def _set_mode(self, mode: str) -> str:
+        """Set a journal mode, if the database is where this run left it; return the old mode.
+
+        Each call uses a new connection. A connection that has read a database in WAL mode keeps
+        a lock until it is closed, so two processes that start at once would block each other.
         """
+        with _closing(self.database.open()) as connection:
+            self.check_version(connection)
+            before = _journal_mode(connection)
+            if before != mode:
+                _journal_mode(connection, mode)
+            return before
+
+    def check_version(self, connection: sqlite3.Connection) -> None:
+        """Raise _Moved if the database is not where this run left it. Unless the write lock is
+        held, that may change at any time."""
         version = _read_version(connection, self.database.name)
         if version != self.version:
-            raise _Moved(version)
+            self.version = version
+            raise _Moved
 
     def prepare_once(self, connection: sqlite3.Connection) -> None:
         """Note the schema, and make the backup that was asked for. Call this with the write lock
         held and a script left to run: of many processes that start at once, those that find
         nothing left to run then make no backup."""
-        if self.objects_before is None:
-            self.objects_before = _select_objects(connection)
+        if self._objects_before is None:
+            self._objects_before = _select_objects(connection)
         if self._backup_wanted:
-            self.database.report.result(f"Backup: {self.database.back_up()}")
+            self.database.report.result(f"Backup: {_back_up(self.database)}")
             self._backup_wanted = False
 
-    def show_progress_of(self, describe: Callable[[], str]) -> None:
-        """From now on, `describe` says what is being done."""
-        self._describe_work = describe
+    def read(self, script: _Script) -> tuple[_Reading, _Header, Iterator[tuple[int, str]]]:
+        """Begin to read a script, and show the progress of that. Return also its header, and the
+        blocks after its PRAGMAs. (If it is not SQL, all of it is read.)"""
+        reading = _Reading(script)
+        self._describe_work = reading.progress
+        if not script.is_sql:
+            header = _read_header(script, reading.read_beginning())
+            reading.read_to_end()
+            return reading, header, iter(())
+        blocks = reading.blocks()
+        header = _read_header(script, next(blocks, (1, ""))[1])
+
+        def rest() -> Iterator[tuple[int, str]]:
+            yield 1, header.rest
+            yield from blocks
+
+        return reading, header, rest()
 
     def tick(self) -> None:
         """Called now and then while SQLite or a script works: lets signals through, and shows
         progress."""
         self.database.report.check_stop()
         self.database.report.progress(self._describe_work)
+
+    def commit(self, connection: sqlite3.Connection, done: list[_Applied]) -> None:
+        """Commit scripts, with the history and the version, which they must have left alone."""
+        broken: Iterable[str] = ()
+        if not connection.execute(HAS_HISTORY).fetchall():
+            # --check must not blame the scripts for what was broken before the first of them.
+            broken = _broken_objects(self._objects_before or [])
+        _record(connection, self.version, done, self.listing, broken)
+        script = done[-1].script
+        _check_version_left(script, connection, script.version)  # a trigger may have changed it
+        self.database.commit(connection)
 
     def _note(self, done: list[_Applied]) -> None:
         """Report scripts that were committed, and note the version that they lead to."""
@@ -785,34 +819,40 @@ class _Run:
         self.applied += done
         self.version = done[-1].script.version
 
-    def record(self, connection: sqlite3.Connection, done: list[_Applied]) -> None:
-        """Write scripts into the history, in the transaction that applies them. A new history
-        also gets what was broken before this run: --check must not blame the scripts for it."""
-        if connection.execute(HAS_HISTORY).fetchall():
-            broken: Iterable[str] = ()
-        else:
-            broken = _broken_in(self.objects_before or [])
-        _record(connection, self.version, done, self.listing, broken)
-
     def _warn_of_broken(self) -> None:
         """Warn about triggers, views and foreign keys that the run broke. That is known only at
         its end, because a later script may have fixed what an earlier one broke."""
         ran = [(applied.script.name, applied.changes) for applied in self.applied
-               if applied.changes is None or applied.changes.can_break]
+               if applied.changes is None or applied.changes.can_break()]
         if not ran:
             return
         try:
-            found = self.database.read(lambda connection, version: _newly_broken(
-                connection, self.objects_before or []), unenforced=True)[1]
+            now = self.database.read(lambda connection, version: _read_objects(connection))[1]
+            found = _newly_broken(self._objects_before or [], now)
         except (sqlite3.Error, OSError) as error:  # the scripts are committed: only warn
-            reason = _reason(error.__cause__ or error, self.database.name, self.database.errors)
+            reason = _diagnose(error, self.database.name)[0]
             self.database.report.warn("what the run may have broken could not be checked: "
                                       + reason)
             return
-        for name, (reason, sql) in found.items():
-            self.broken.append(_describe_broken(
-                name, reason, f"after {_blame(name, reason, sql, ran)}"))
+        for fault in found.values():
+            self.broken.append(
+                f"after {_blame(fault, ran)}, {fault}. Fix that in a further script.")
             self.database.report.warn(self.broken[-1])
+
+
+def _check_version_left(script: _Script, connection: sqlite3.Connection, *allowed: int) -> None:
+    """Fail a script that has left the database without a version, or with one that is not
+    allowed."""
+    try:
+        version = _read_version(connection, "the database that it was given")
+        if not connection.execute(HAS_META).fetchall():
+            raise MigrationError("_meta is gone from sqlite_master")
+    except MigrationError as error:
+        what = str(error).split(". ")[0]  # the rest is advice for a database that stays
+        raise _ScriptFailed(script, f"it has spoilt the version: {what}") from None
+    if version not in allowed:
+        raise _ScriptFailed(script, f"it set the version to {version}, and may only set it to "
+                                    f"{' or '.join(map(str, allowed))}")
 
 
 # ------------------------------------------------------------------ SQL scripts
@@ -824,156 +864,114 @@ BATCH_SECONDS = 0.5  # after so long a transaction takes no further script
 
 
 def _run_batch(run: _Run, pending: list[_Script]) -> list[_Applied]:
-    """Run SQL scripts in one transaction for BATCH_SECONDS, and commit it. Return the scripts
-    that were committed, which is at least one. (A commit for each of 1,000 small scripts
-    takes twenty times as long.)
+    """Run SQL scripts in one transaction until the time is up or one needs another transaction;
+    commit. Return those that were committed: at least one. (A commit for each of 1,000 small
+    scripts takes twenty times as long.)
 
-    Raises:
-        _ScriptFailed: a script failed. The batch was rolled back; the caller runs the scripts
-            before this one again, without it.
-        _Retry: a script has to be run in another way. The batch was rolled back.
-        _Unmeasured: references dangle. The batch was rolled back; the caller runs it again and
-            measures them before each script.
-        _Moved: another process was faster. No script was run.
-        _LockedError: somebody held the database for too long.
+    If a script fails, all is rolled back, and the caller runs those before it again, without it.
     """
     with run.database.writing() as connection:
         run.check_version(connection)
         run.prepare_once(connection)
-        return _Batch(run, connection).run(pending)
+        batch, script = _Batch(run, connection), pending[0]
+        try:
+            for script in pending:
+                if not batch.run(script):
+                    break
+            script = batch.done[-1].script
+            run.commit(connection, batch.done)
+        except BaseException as error:
+            batch.roll_back()
+            failure = _to_failure(run.database, script, error)
+            done = [applied.script for applied in batch.done]
+            if isinstance(failure, _ScriptFailed) and done[1:] and script is done[-1]:
+                # It was the commit that failed. Commit each of them, to find the one at fault.
+                raise _Retry(*done, own_transaction=True) from None
+            raise failure from None
+        return batch.done
 
 
 class _Batch:
     """SQL scripts that share one transaction."""
 
     def __init__(self, run: _Run, connection: sqlite3.Connection) -> None:
+        self.done: list[_Applied] = []
         self._run = run
         self._database = run.database
         self._connection = connection
+        self._began = time.monotonic()
         self._authorizer = _Authorizer()
         self._references = _References(connection, run.measures)
-        self._done: list[_Applied] = []
         connection.set_authorizer(_as_authorizer(self._authorizer.callback()))
         connection.set_progress_handler(_as_progress_handler(run.tick), TICK_INSTRUCTIONS)
 
-    def run(self, pending: list[_Script]) -> list[_Applied]:
-        """Run scripts until the time is up or one needs a transaction of its own; commit."""
-        began, script = time.monotonic(), pending[0]
-        try:
-            for script in pending:
-                plan = self._run.plan(script)
-                if self._done and (plan.on_copy or plan.own_transaction
-                                   or time.monotonic() - began > BATCH_SECONDS):
-                    break
-                reading = _Reading(script)
-                blocks = reading.blocks()
-                header = _read_header(script, next(blocks, (1, ""))[1])
-                if self._done and (header.no_transaction or header.pragmas):
-                    break  # it needs a transaction of its own: the next batch begins with it
-                if header.no_transaction:
-                    raise _Retry({script.version: plan.but(on_copy=True)})
-                effects = self._run_script(script, plan, reading, header, blocks)
-                if effects.stateful or header.pragmas or plan.own_transaction:
-                    break  # the next script gets a fresh connection
-        except BaseException as error:
-            self._roll_back()
-            raise _to_failure(self._database, script, error) from None
-        try:
-            self._commit()
-        except BaseException as error:
-            self._roll_back()
-            raise self._explain_commit(error) from None
-        return self._done
-
-    def _run_script(self, script: _Script, plan: _Plan, reading: _Reading, header: _Header,
-                    blocks: Iterator[tuple[int, str]]) -> _Effects:
-        """Run one script in the open transaction, and set its version."""
-        connection, since = self._connection, time.perf_counter()
-        self._run.show_progress_of(reading.progress)
-        if header.pragmas:
-            self._run_head(script, header)
+    def run(self, script: _Script) -> bool:
+        """Run one script, and set its version. Return False if the batch ends here: before the
+        script, if it needs another transaction, or after it, if the next one needs another
+        connection."""
+        plan = self._run.plan(script)
+        if self.done and (plan.on_copy or plan.own_transaction
+                          or time.monotonic() - self._began > BATCH_SECONDS):
+            return False
+        connection, authorizer, since = self._connection, self._authorizer, time.perf_counter()
+        reading, header, blocks = self._run.read(script)
+        if self.done and (header.no_transaction or header.pragmas):
+            return False
+        if header.no_transaction:
+            raise _Retry(script, on_copy=True)
+        enforced = bool(header.pragmas) and self._run_head(script, header)
         self._references.start()
-        enforced = bool(header.pragmas) and connection.execute(  # off without such a PRAGMA
-            "PRAGMA foreign_keys").fetchall() == [(1,)]
-        effects = self._authorizer.begin_script(enforced)
-        # The first block was taken from `blocks` to read the header; header.rest is its remainder.
-        self._run_blocks(script, plan, effects, header.rest, blocks)
-        self._authorizer.end_script()
-        if effects.savepoints:
+        authorizer.start(enforced)
+        self._run_blocks(script, blocks, plan.statements_from)
+        if authorizer.savepoints:
             raise _ScriptFailed(
-                script, f"it leaves the savepoint {effects.savepoints[-1]} open",
+                script, f"it leaves the savepoint {authorizer.savepoints[-1]} open",
                 remedy="End it with RELEASE")
         _check_references(connection, self._database.report, script, header,
-                          self._references.dangling(effects.changes))
-        _set_version(connection, script.version)
-        is_blank = not header.pragmas and _skip_blank(header.rest, 0) == len(header.rest)
-        self._done.append(_Applied(script, reading.checksum, time.perf_counter() - since,
-                                   ", no statement in it" if is_blank else "", effects.changes))
-        return effects
+                          *self._references.dangling(authorizer.changes))
+        connection.execute(UPDATE_META, (script.version,)).fetchall()  # count_changes makes a row
+        self.done.append(_Applied(script, reading.checksum, time.perf_counter() - since,
+                                  changes=authorizer.changes))
+        return not (authorizer.stateful or header.pragmas or plan.own_transaction)
 
-    def _run_head(self, script: _Script, header: _Header) -> None:
+    def _run_head(self, script: _Script, header: _Header) -> bool:
         """Leave the transaction for the PRAGMAs that work only outside of one. Nothing is lost:
-        a script that begins with such PRAGMAs is the first of its batch."""
+        a script that begins with such PRAGMAs is the first of its batch. Return whether foreign
+        keys are enforced now."""
         connection = self._connection
         connection.execute("ROLLBACK")
         for line, statement in header.pragmas:
-            # The journal mode is set already, by _HeadJournalMode; and without syncs, a power
+            # The journal mode is set already, by _set_head_mode(); and without syncs, a power
             # cut could damage the database.
             if _parse_pragma(statement)[0] not in ("journal_mode", "synchronous"):
                 _execute(self._database, connection, script, line, statement)
         self._database.begin(connection)
         self._run.check_version(connection)
+        return connection.execute("PRAGMA foreign_keys").fetchall() == [(1,)]
 
-    def _run_blocks(self, script: _Script, plan: _Plan, effects: _Effects, text: str,
-                    blocks: Iterator[tuple[int, str]]) -> None:
+    def _run_blocks(self, script: _Script, blocks: Iterable[tuple[int, str]],
+                    statements_from: int) -> None:
         """Run a script block by block. A block that fails is run again one statement at a
         time, because SQLite does not say which of its statements failed."""
-        connection, line, undo = self._connection, 1, _UndoSection(script)
-        while line:
-            undo.check(text, line)
-            singly = line >= plan.statements_from
+        authorizer = self._authorizer
+        for line, text in blocks:
+            singly = line >= statements_from
             for number, piece in _statements(text, line) if singly else ((line, text),):
-                effects.expect_commit()
                 try:
-                    connection.executescript(piece)
+                    authorizer.execute(self._connection, piece)
                 except self._database.errors as error:
-                    if effects.needs_autocommit or _needs_autocommit(str(error)):
-                        raise _Retry({script.version: plan.but(on_copy=True)}) from None
+                    if authorizer.needs_autocommit or _needs_autocommit(str(error)):
+                        raise _Retry(script, on_copy=True) from None
                     failure = _to_failure(self._database, script, error, number, piece,
-                                          effects.denied)
+                                          authorizer.denied)
                     if singly or not isinstance(failure, _ScriptFailed):
                         raise failure from None
-                    raise _Retry({script.version: plan.but(statements_from=line)}) from None
-                if not connection.in_transaction:
-                    raise _Retry({script.version: plan.but(on_copy=True)})
+                    raise _Retry(script, statements_from=line) from None
+                if not self._connection.in_transaction:
+                    raise _Retry(script, on_copy=True)
             self._run.tick()
-            line, text = next(blocks, (0, ""))
 
-    def _commit(self) -> None:
-        """Write the history, check that the version has stayed what was set, and commit."""
-        connection, last = self._connection, self._done[-1].script
-        self._run.record(connection, self._done)
-        version = _read_version(connection, self._database.name)
-        if not connection.execute(HAS_META).fetchall():
-            raise MigrationError("_meta is gone from sqlite_master")
-        if version != last.version:
-            raise MigrationError(f"_meta says {version}, where {last.version} was written. A "
-                                 "trigger on _meta must not change that")
-        self._database.commit(connection)
-
-    def _explain_commit(self, error: BaseException) -> BaseException:
-        """Return the exception for a commit that failed. A batch of several scripts gets a
-        _Retry that commits each script separately, to find the one at fault."""
-        script = self._done[-1].script
-        failure = _to_failure(self._database, script, error)
-        if isinstance(error, MigrationError) and not isinstance(error, _LockedError):
-            failure = _ScriptFailed(script, f"it has spoilt the version: {error}")
-        if len(self._done) > 1 and isinstance(failure, _ScriptFailed):
-            return _Retry({done.script.version: self._run.plan(done.script).but(
-                own_transaction=True) for done in self._done})
-        return failure
-
-    def _roll_back(self) -> None:
+    def roll_back(self) -> None:
         """Roll back. An error here must not hide the one that made it necessary; only an
         interrupt goes before it."""
         connection = self._connection
@@ -985,66 +983,6 @@ class _Batch:
         except self._database.errors as error:  # closing the connection rolls back
             if _is_interrupt(error):
                 raise KeyboardInterrupt from None
-
-
-class _HeadJournalMode:
-    """Give the database the journal mode that an SQL script begins with, before the script
-    runs. ROLLBACK does not undo this change, so __exit__ undoes it if the script fails or has to
-    be run again in another way, as far as no other connection stands in the way."""
-
-    def __init__(self, run: _Run, script: _Script) -> None:
-        self._run = run
-        self._wanted = "" if isinstance(run.database, _MemoryDatabase) else (
-            _head_journal_mode(script))
-        self._before = ""  # the mode to restore; "" if there is nothing to restore
-
-    def __enter__(self) -> None:
-        if self._wanted:
-            before = self._set_mode(self._wanted)
-            if (before == "wal") != (self._wanted == "wal"):  # only WAL is kept in the file
-                self._before = before
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error and self._before and not isinstance(error, _Moved):
-            try:
-                self._set_mode(self._before, patiently=False)
-            except self._run.database.errors + (_Moved,):
-                pass  # the error of the script is the one to tell
-
-    def _set_mode(self, mode: str, patiently: bool = True) -> str:
-        """Set a journal mode, if the database is where this run left it; return the old mode.
-
-        Each try uses a new connection. A connection that has read a database in WAL mode keeps
-        a lock until it is closed, so two processes that start at once would block each other.
-        """
-        database, wait = self._run.database, _Wait(self._run.database)
-        while True:
-            try:
-                with _closing(database.open()) as connection:
-                    self._run.check_version(connection)
-                    before = _journal_mode(connection)
-                    if before != mode:
-                        _journal_mode(connection, mode)
-                    return before
-            except database.errors as error:
-                if not _is_locked(error) or not patiently:
-                    raise
-            wait.pause()
-
-
-def _head_journal_mode(script: _Script) -> str:
-    """Return the journal mode that an SQL script begins with, "" if it sets none."""
-    if not script.is_sql:
-        return ""
-    header = _read_header(script, next(_Reading(script).blocks(), (1, ""))[1])
-    modes = [value for pragma, value in (_parse_pragma(text) for _, text in header.pragmas)
-             if pragma == "journal_mode" and value in ("delete", "persist", "truncate", "wal")]
-    return modes[-1] if modes else ""
-
-
-def _set_version(connection: sqlite3.Connection, version: int) -> None:
-    """Set the version. What is written is read again before the commit."""
-    connection.execute(UPDATE_META, (version,)).fetchall()  # PRAGMA count_changes makes a row
 
 
 def _needs_autocommit(message: str) -> bool:
@@ -1061,14 +999,21 @@ DROPPING = (sqlite3.SQLITE_DROP_TABLE, sqlite3.SQLITE_DROP_VTABLE, sqlite3.SQLIT
             sqlite3.SQLITE_DROP_TRIGGER)
 
 
-class _Effects:
-    """What a script did, as SQLite's authorizer callback saw it.
+class _Authorizer:
+    """SQLite's authorizer callback for the scripts of a batch.
 
-    authorize() ignores the script's own BEGIN and COMMIT, denies statements that cannot run in
-    our transaction, and records what matters afterwards.
+    While a script runs, it ignores the script's own BEGIN and COMMIT, denies statements that
+    cannot run in our transaction, and records what matters afterwards. It allows all of our
+    own statements.
     """
 
-    def __init__(self, enforced: bool, known: set[str]) -> None:
+    def __init__(self) -> None:
+        self._is_on = False  # statements of a script are running
+        self._expects_commit = False  # the next COMMIT is that with which executescript() begins
+        self._known: set[str] = set()  # tables in changes.changed: callback() allows more INSERTs
+
+    def start(self, enforced: bool) -> None:
+        """Forget the script before. For the next one, foreign keys are `enforced` or not."""
         self.needs_autocommit = False  # a statement does not fit in a transaction
         self.denied = ""  # why a statement was denied for another reason
         self.stateful = False  # it changed the connection: settings, ATTACH, temporary tables
@@ -1077,37 +1022,54 @@ class _Effects:
         self._enforced = enforced  # foreign keys are enforced in this transaction
         self._wants_enforced = enforced  # by the last PRAGMA foreign_keys of the script
         self._in_transaction = False  # between a BEGIN and a COMMIT of the script
-        self._expects_commit = False  # the next COMMIT is that of executescript()
-        self._known = known  # tables in changes.changed: the callback allows further INSERTs
+        self._known.clear()
 
-    def expect_commit(self) -> None:
-        """The next COMMIT is not the script's: executescript() begins with one of its own."""
+    def execute(self, connection: sqlite3.Connection, text: str) -> None:
+        """Execute statements of the script."""
+        self._is_on = True
         self._expects_commit = True
+        try:
+            connection.executescript(text)
+        finally:
+            self._is_on = False
 
-    def authorize(self, action: int, first: str | None, second: str | None,
-                  schema: str | None) -> int:
-        """Return whether SQLite may do what a statement asks for."""
-        name, of, changes = _fold(first or ""), _fold(second or ""), self.changes
+    def callback(self) -> Callable[..., int]:
+        """Return the function for set_authorizer(). SQLite calls it for every statement of a
+        long script, so it is a plain function, which is much faster than a method, and decides
+        the usual cases itself. It can allow all writes to sqlite_master, because SQLite also
+        asks about the CREATE, ALTER or DROP that causes them."""
+        known, insert, sqlite_ok = self._known, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_OK
+        reading = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
+
+        def authorize(action: int, first: str | None, second: str | None, schema: str | None,
+                      source: str | None) -> int:
+            if (first in known and action == insert or action in reading
+                    or first == "sqlite_master" or not self._is_on):
+                return sqlite_ok
+            return self._authorize(action, first or "", second or "", schema)
+        return authorize
+
+    def _authorize(self, action: int, first: str, second: str, schema: str | None) -> int:
+        """Return whether SQLite may do what a statement of the script asks for."""
+        name, of, changes = _fold(first), _fold(second), self.changes
         if action in (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE):
-            allowed = self._authorize_write(name, schema)
-            if first and schema == "main" and allowed == sqlite3.SQLITE_OK:
-                self._known.add(first)
-            return allowed
+            return self._write(first, name, schema)
         if action == sqlite3.SQLITE_TRANSACTION:
             return self._transaction(name)
         if action == sqlite3.SQLITE_PRAGMA:
             return self._pragma(name, of)
         if action == SQLITE_SAVEPOINT:
-            _track_savepoint(self.savepoints, name, of)
+            if name == "begin":
+                self.savepoints.append(of)
+            elif name == "release" and of in self.savepoints:
+                while self.savepoints.pop() != of:
+                    pass  # a release also ends those inside it
         elif action in (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH):
             self.stateful = True
         elif action in CREATING:
             changes.made.add(name)
-            if action in (sqlite3.SQLITE_CREATE_VIEW, sqlite3.SQLITE_CREATE_TRIGGER):
-                changes.note_break()
         elif action in DROPPING:
             changes.dropped.add(name)
-            changes.note_break()
         elif action == sqlite3.SQLITE_CREATE_INDEX:
             changes.changed.add(of)
         elif action == sqlite3.SQLITE_DROP_INDEX:
@@ -1116,20 +1078,21 @@ class _Effects:
         elif action == sqlite3.SQLITE_ALTER_TABLE:
             changes.made.add(of)
             changes.changed.add(of)
-            changes.note_break()
         elif action == sqlite3.SQLITE_FUNCTION and second == "sqlite_rename_table":
-            changes.note_everything()  # RENAME TO rewrites every object that names the table
+            changes.everything = True  # RENAME TO rewrites every object that names the table
         return sqlite3.SQLITE_OK
 
-    def _authorize_write(self, table: str, schema: str | None) -> int:
+    def _write(self, table: str, name: str, schema: str | None) -> int:
         """Authorize a write to a table. PRAGMA foreign_keys does nothing in our transaction, so
         if the script has set it to another value, the write must not run here."""
-        if table.startswith("sqlite_"):
-            self.stateful |= table.startswith("sqlite_temp_")
+        if name.startswith("sqlite_"):
+            self.stateful |= name.startswith("sqlite_temp_")
             return sqlite3.SQLITE_OK
         if schema == "main":
-            self.changes.changed.add(table)
+            self.changes.changed.add(name)
         if self._wants_enforced == self._enforced:
+            if schema == "main":
+                self._known.add(table)
             return sqlite3.SQLITE_OK
         if self._in_transaction and self._enforced:
             self.denied = (
@@ -1159,7 +1122,7 @@ class _Effects:
             self._wants_enforced = value in ("on", "yes", "true") or (
                 value.isdecimal() and value.strip("0") != "")
         elif name == "writable_schema":
-            self.changes.note_everything()
+            self.changes.everything = True
         elif value and (name in ("synchronous", "query_only", "count_changes")
                         or name in PROCESS_PRAGMAS
                         or name == "journal_mode" and value in WEAK_JOURNALS):
@@ -1173,65 +1136,16 @@ class _Effects:
         return sqlite3.SQLITE_OK
 
 
-class _Authorizer:
-    """SQLite's authorizer callback for all scripts of a batch. It passes the statements of a
-    script to that script's _Effects, and allows our own statements."""
-
-    def __init__(self) -> None:
-        self._effects: _Effects | None = None  # of the script that runs
-        self._known: set[str] = set()  # see _Effects
-
-    def callback(self) -> Callable[..., int]:
-        """Return the function for set_authorizer(). SQLite calls it for every statement of a
-        long script, so it is a plain function, which is much faster than a method, and decides
-        the usual cases itself. It can allow all writes to sqlite_master, because SQLite also
-        asks about the CREATE, ALTER or DROP that causes them."""
-        known, insert, sqlite_ok = self._known, sqlite3.SQLITE_INSERT, sqlite3.SQLITE_OK
-        reading = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
-
-        def authorize(action: int, first: str | None, second: str | None, schema: str | None,
-                      source: str | None) -> int:
-            if (first in known and action == insert or action in reading
-                    or first == "sqlite_master"):
-                return sqlite_ok
-            if self._effects:
-                return self._effects.authorize(action, first, second, schema)
-            return sqlite_ok
-        return authorize
-
-    def begin_script(self, enforced: bool) -> _Effects:
-        """From here on, statements are those of a script; `enforced` tells whether foreign
-        keys are. Return what holds the effects of the script."""
-        self._known.clear()
-        self._effects = _Effects(enforced, self._known)
-        return self._effects
-
-    def end_script(self) -> None:
-        """From here on, statements are our own."""
-        self._effects = None
-
-
-def _track_savepoint(open_ones: list[str], operation: str, name: str) -> None:
-    """Note that a script opened or released a savepoint; a release ends those inside it."""
-    if operation == "begin":
-        open_ones.append(name)
-    elif operation == "release" and name in open_ones:
-        while open_ones.pop() != name:
-            pass
-
-
 # ------------------------------------------------------------------ scripts on a working copy
 
 
 GATE_PAGES, GATE_STEP = 80, 64  # pages in the gate and in a backup step: _replace_in_wal()
+_WORKS_ON_COPY = ("A script has to work on the database that is its first argument, which is a "
+                  "copy of {}. The database itself is locked until the copy has replaced it.")
 
 
 class _CopyRejected(Exception):
     """The script has left something that cannot become the database."""
-
-    def __init__(self, what: str, remedy: str = "Fix the script") -> None:
-        super().__init__(what)
-        self.remedy = remedy
 
 
 class _StartAgain(Exception):
@@ -1241,50 +1155,23 @@ class _StartAgain(Exception):
 
 def _run_on_copy(run: _Run, pending: list[_Script]) -> list[_Applied]:
     """Run the first script on a working copy of the database, and make the copy the database
-    in one transaction, which holds the version too.
-
-    Raises:
-        _ScriptFailed: it failed. The database has not been touched.
-        _Moved: another process was faster. Nothing has run.
-        _LockedError: somebody held the database for too long. Nothing has run.
-    """
+    in one transaction, which holds the version too. If that fails, the database is untouched."""
     database, script = run.database, pending[0]
-    done: list[_Applied] = []
-    modes: list[str] = []  # the journal modes that an SQL script sets
-    reading = _Reading(script)
-    beginning = next(reading.blocks(), (1, ""))[1] if script.is_sql else reading.read_beginning()
-    header = _read_header(script, beginning)
     copy = database.working_copy(f"{script.version:04d}", run.tick)
+    done: list[_Applied] = []
 
     def work(reader: sqlite3.Connection) -> int:
         run.check_version(reader)
         copy.remove_leftovers()
         run.prepare_once(reader)
-        since = time.perf_counter()
-        run.show_progress_of(lambda: f"{script.name}: copying {database.name}")
-        copy.fill_from(reader)
-        before, output = _fingerprint(copy.path), ""
-        if script.is_sql:
-            checksum = _run_statements(run, script, copy.path, modes)
-        else:
-            checksum = reading.read_to_end()
-            run.show_progress_of(lambda: f"{script.name} is running")
-            output = _run_process(run, script, copy.path)
-        unchanged = _fingerprint(copy.path) == before
-        _conclude_on_copy(run, script, header, copy.path, checksum)
-        if unchanged and "database is locked" in output:
-            database.report.warn(f"{script.name} did not change {database.name}, and it printed "
-                                 f"\"database is locked\". {_WORKS_ON_COPY.format(database.name)}")
-        done.append(_Applied(script, checksum, time.perf_counter() - since,
-                             ", the database is unchanged" if unchanged else ""))
-        run.show_progress_of(lambda: f"{script.name}: writing {database.name}")
+        done.append(_work_on_copy(run, script, copy, reader))
         copy.remove_leftovers()  # the script of a killed runner can have made its copy anew
         return script.version
 
     try:
         copy.replace_database(work)
     except _CopyRejected as error:
-        raise _ScriptFailed(script, str(error), remedy=error.remedy) from None
+        raise _ScriptFailed(script, str(error)) from None
     except _LockedError as error:
         if not done:
             raise
@@ -1292,78 +1179,67 @@ def _run_on_copy(run: _Run, pending: list[_Script]) -> list[_Applied]:
                             remedy=error.remedy) from None
     except BaseException as error:
         raise _to_failure(database, script, error) from None
-    if modes and modes[-1] != "wal" and _is_in_wal(database):
-        database.report.warn(f"{database.name} stays in WAL mode after {script.name}. Leave WAL "
-                             "mode at the head of an SQL script")
     return done
 
 
-_WORKS_ON_COPY = ("A script has to work on the database that is its first argument, which is a "
-                  "copy of {}. The database itself is locked until the copy has replaced it.")
-
-
-def _conclude_on_copy(run: _Run, script: _Script, header: _Header, path: str,
-                      checksum: str) -> None:
-    """Check what a script made of its copy, and write version and history into it."""
-    database = run.database
-    if not os.path.isfile(path):  # SQLite would create an empty one
+def _work_on_copy(run: _Run, script: _Script, copy: _WorkingCopy, reader: sqlite3.Connection,
+                  ) -> _Applied:
+    """Fill the copy, run the script on it, check it, and write version and history into it."""
+    since, output = time.perf_counter(), ""
+    reading, header, blocks = run.read(script)
+    copy.fill_from(reader)
+    before = _fingerprint(copy.path)
+    if script.is_sql:
+        _run_statements(run, script, header, blocks, copy.path)
+    else:
+        output = _run_process(run, script, copy.path)
+    if not os.path.isfile(copy.path):  # SQLite would create an empty one
         raise _ScriptFailed(script, "it removed the database that it was given")
-    with _closing(database.open(path)) as connection:
+    is_unchanged, name = _fingerprint(copy.path) == before, run.database.name
+    if is_unchanged and "database is locked" in output:
+        run.database.report.warn(f"{script.name} did not change {name}, and it printed "
+                                 f"\"database is locked\". {_WORKS_ON_COPY.format(name)}")
+    applied = _Applied(script, reading.checksum, time.perf_counter() - since,
+                       ", the database is unchanged" if is_unchanged else "")
+    with _closing(run.database.open(copy.path)) as connection:
         connection.set_progress_handler(_as_progress_handler(run.tick), TICK_INSTRUCTIONS)
-        version = _read_version_of_copy(database, script, connection)
-        if version not in (run.version, script.version):
-            raise _ScriptFailed(script, f"it set the version to {version}; it may only leave it "
-                                        f"at {run.version}, or set it to {script.version}")
-        tables = _parents(connection)
-        if any(_dangles(connection, table) for table in tables):
-            before = database.read(lambda original, version: _read_dangling(
-                original, _parents(original)))[1]
-            _check_references(connection, database.report, script, header, _compare_dangling(
-                before, _read_dangling(connection, tables)))
-        _set_version(connection, script.version)
-        run.record(connection, [_Applied(script, checksum)])
-        version = _read_version(connection, "the working copy")
-        if version != script.version:
-            raise _ScriptFailed(script, f"_meta says {version}, where {script.version} was "
-                                        "written. A trigger on _meta must not change that")
-        database.commit(connection)
+        _check_copy(run, script, header, connection)
+        connection.execute(UPDATE_META, (script.version,)).fetchall()
+        run.commit(connection, [applied])
+    return applied
 
 
-def _read_version_of_copy(database: _Database, script: _Script, connection: sqlite3.Connection,
-                          ) -> int:
-    """Begin a transaction on a copy that a script has left; return the version it holds.
-
-    Raises: _ScriptFailed if the copy is damaged or has no version.
-    """
-    given, version = "the database that it was given", -1
+def _check_copy(run: _Run, script: _Script, header: _Header, connection: sqlite3.Connection,
+                ) -> None:
+    """Begin a transaction on a copy that a script has left. Fail the script if the copy is
+    damaged or in use, has a wrong version, or has references that dangle."""
+    database, given, damage = run.database, "the database that it was given", ""
     try:
         _prepare_for_writing(connection, durable=False)
         database.begin(connection)
-        version = _read_version(connection, given)
+        _check_version_left(script, connection, run.version, script.version)
         damage = _find_damage(connection)
     except _LockedError:
         raise _ScriptFailed(script, f"a process that it started still holds {given}",
                             remedy="Let it wait for the processes that it starts") from None
-    except MigrationError as error:
-        what = str(error).split(". ")[0]  # the rest is advice for a database, not for a copy
-        raise _ScriptFailed(script, f"it has spoilt the version: {what}") from None
     except database.errors as error:
-        if version >= 0 and str(error).startswith(("no such", "unknown function")):
-            return version  # quick_check needs what only the application has
         if not _is_damage(error):
             raise
         damage = str(error)
     if damage:
         raise _ScriptFailed(script, f"it has damaged {given}: {damage}")
-    return version
+    if _dangles(connection):
+        before = database.read(lambda original, version: _read_dangling(original))[1]
+        _check_references(connection, database.report, script, header,
+                          *_compare_dangling(before, _read_dangling(connection)))
 
 
-def _run_statements(run: _Run, script: _Script, path: str, modes: list[str]) -> str:
+def _run_statements(run: _Run, script: _Script, header: _Header,
+                    blocks: Iterable[tuple[int, str]], path: str) -> None:
     """Run an SQL script on the database at a path, each statement by itself and outside of any
-    transaction of ours, up to the first error. A transaction that it leaves open is committed.
-    Append the journal modes that it sets to `modes`; return its checksum."""
-    database, reading = run.database, _Reading(script)
-    run.show_progress_of(reading.progress)
+    transaction of ours, up to the first error. A transaction that it leaves open is committed."""
+    from itertools import chain
+    database, line = run.database, 1
     with _closing(database.open(path)) as connection:
         _prepare_for_writing(connection, durable=False)
         connection.set_progress_handler(_as_progress_handler(run.tick), TICK_INSTRUCTIONS)
@@ -1371,19 +1247,13 @@ def _run_statements(run: _Run, script: _Script, path: str, modes: list[str]) -> 
         # an interrupt had come. In a batch, our own one is in its place.
         connection.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
         connection.text_factory = bytes  # text that is not UTF-8 is nobody's business here
-        line, undo = 1, _UndoSection(script)
-        for line, text in reading.blocks():
-            undo.check(text, line)
+        for line, text in chain(header.pragmas, blocks):
             for number, statement in _statements(text, line):
-                pragma, value = _parse_pragma(statement)
-                if pragma == "journal_mode" and value:
-                    modes.append(value)
-                if pragma not in PROCESS_PRAGMAS:
+                if _parse_pragma(statement)[0] not in PROCESS_PRAGMAS:
                     _execute(database, connection, script, number, statement)
             run.tick()
         if connection.in_transaction:
             _execute(database, connection, script, line, "COMMIT")
-    return reading.checksum
 
 
 def _execute(database: _Database, connection: sqlite3.Connection, script: _Script, line: int,
@@ -1472,19 +1342,16 @@ class _WorkingCopy:
         4. Go on. SQLite sees that the source of the backup has changed, and copies all of it
            anew, in the one transaction that has been open since step 2.
         """
-        database, wait, worked = self._database, _Wait(self._database), False
+        database, watch, worked = self._database, self._watch_time(), False
         # Wait for the lock before the gate exists: its holder may remove a gate as a leftover.
         database.begin(target)
         target.execute("ROLLBACK")
         with _closing(self._make_gate(target)) as gate:
 
             def step(status: int, remaining: int, total: int) -> None:
-                nonlocal wait, worked
-                is_locked = status & 0xFF in (SQLITE_BUSY, SQLITE_LOCKED)
-                if is_locked:
-                    wait.pause()
-                self._tick()
-                if status > 0xFF and is_locked and not worked:
+                nonlocal watch, worked
+                watch(status, remaining, total)
+                if status > 0xFF and status & 0xFF in (SQLITE_BUSY, SQLITE_LOCKED) and not worked:
                     raise _StartAgain  # after an extended code, the backup would give up
                 if worked or status:
                     return
@@ -1497,7 +1364,7 @@ class _WorkingCopy:
                 self._check_page_size(reader)
                 self._take_in_replacement(gate)
                 self._pin(gate, version)
-                wait = _Wait(database)  # the time of the script does not count
+                watch = self._watch_time()  # the time of the script does not count
 
             _copy_pages(gate, target, step, pages=GATE_STEP)
         try:  # the whole database is in the log now, and would stay there beside the file
@@ -1523,12 +1390,10 @@ class _WorkingCopy:
         try:
             gate = database.open(self.path)
             _prepare_for_writing(gate, durable=False)
-            for statement in ("PRAGMA journal_mode = DELETE", "PRAGMA auto_vacuum = NONE",
-                              f"PRAGMA page_size = {size}", f"PRAGMA encoding = '{encoding}'",
-                              "CREATE TABLE gate (x)",
-                              f"INSERT INTO gate VALUES (zeroblob({GATE_PAGES * size}))",
-                              "DROP TABLE gate"):
-                gate.execute(statement).fetchall()
+            gate.executescript(
+                f"PRAGMA journal_mode = DELETE; PRAGMA auto_vacuum = NONE; "
+                f"PRAGMA page_size = {size}; PRAGMA encoding = '{encoding}'; CREATE TABLE gate (x);"
+                f"INSERT INTO gate VALUES (zeroblob({GATE_PAGES * size})); DROP TABLE gate;")
             if int(gate.execute("PRAGMA page_count").fetchall()[0][0]) <= GATE_STEP:
                 raise sqlite3.OperationalError("the gate is too small")
         except BaseException as error:
@@ -1554,7 +1419,7 @@ class _WorkingCopy:
         with _closing(self._database.open(self.path)) as other:
             if _journal_mode(other, "DELETE") != "delete":
                 raise _CopyRejected("a process that it started still uses the database that it "
-                                    "was given", "Let it wait for the processes that it starts")
+                                    "was given")
             # With a journal on the disk, SQLite does not write to a file that was moved. (Some
             # builds do not know the mode OFF.)
             gate.execute("PRAGMA journal_mode = MEMORY").fetchall()
@@ -1566,9 +1431,8 @@ class _WorkingCopy:
         if sizes[0] != sizes[1]:
             raise _CopyRejected(
                 f"it changed the page size from {sizes[0]} to {sizes[1]}, which SQLite does not "
-                "do in WAL mode",
-                "Leave WAL mode in an SQL script before this one, with PRAGMA journal_mode = "
-                "DELETE;")
+                "do in WAL mode: an SQL script before this one has to leave that mode, with "
+                "PRAGMA journal_mode = DELETE")
 
     def _pin(self, source: sqlite3.Connection, version: int) -> None:
         """Begin a read transaction on the copy, so that no process can change it any more, and
@@ -1577,7 +1441,7 @@ class _WorkingCopy:
         found = _read_version(source, "the working copy")
         if found != version:
             raise _CopyRejected(f"the version of its copy changed from {version} to {found} after "
-                                "it had ended", "Let it wait for the processes that it starts")
+                                "it had ended")
 
     def _watch_time(self) -> Callable[[int, int, int], None]:
         """Return a progress function for one backup, which by itself would wait for a lock
@@ -1637,19 +1501,11 @@ def _identify(path: str) -> tuple[int, int, int]:
 def _fingerprint(path: str) -> tuple[object, ...]:
     """Return what differs after anybody has written to the copy: SQLite counts the changes in
     the header of the file."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            header = file.read(100)
-    except OSError:
-        header = b""
-    return _identify(path), header, os.path.exists(path + "-wal")
+    with open(path, "rb", buffering=0) as file:
+        return _identify(path), file.read(100)
 
 
 # ------------------------------------------------------------------ foreign keys, triggers, views
-
-
-MISMATCH = "foreign key mismatch"  # the parent has no such key
-
 
 # What a script can have broken, and when that is judged. A reference that dangles fails the
 # script that left it. A trigger, a view or a foreign key that does not work any more is judged
@@ -1664,17 +1520,10 @@ class _Changes:
         self.made: set[str] = set()  # tables, views and triggers that it created or altered
         self.dropped: set[str] = set()  # tables, views, triggers and indexes
         self.everything = False  # it renamed a table, or wrote the schema by hand
-        self.can_break = False  # a trigger, a view or a foreign key may not work any more
 
-    def note_break(self) -> None:
-        """Note that a trigger, a view or a foreign key was made, or that something was altered
-        or dropped which one of them may need. New tables and changed rows break none of them."""
-        self.can_break = True
-
-    def note_everything(self) -> None:
-        """Note that any table may have been changed."""
-        self.everything = True
-        self.can_break = True
+    def can_break(self) -> bool:
+        """Return whether a trigger, a view or a foreign key may not work any more."""
+        return bool(self.made or self.dropped or self.everything)
 
 
 class _Unmeasured(Exception):
@@ -1692,18 +1541,16 @@ class _References:
         self._connection = connection
         self._measured = measured  # know what dangles before each script
         self._before: KeysThatDangle | None = None  # what dangled before this one, if measured
-        self._is_known = False  # which table refers to which
-        self._parents: dict[str, set[str]] = {}  # of each child
-        self._children: dict[str, set[str]] = {}  # of each parent
+        self._children: set[str] | None = None  # the tables with foreign keys; None: not read
+        self._affected_by: dict[str, set[str]] = {}  # children by table; some may be outdated
 
     def start(self) -> None:
         """A script is about to run."""
         if self._measured and self._before is None:
-            self._before = _read_dangling(self._connection, _parents(self._connection))
+            self._before = _read_dangling(self._connection)
 
-    def dangling(self, changes: _Changes) -> list[_Dangling]:
-        """Return what dangles, old or new, after a script, if the script can have changed that:
-        else []. Call this after each script.
+    def dangling(self, changes: _Changes) -> tuple[int, KeysThatDangle]:
+        """Return what _compare_dangling() finds after a script. Call this after each script.
 
         Raises:
             _Unmeasured: something dangles. Roll back, and run the scripts again with an
@@ -1714,42 +1561,29 @@ class _References:
         if self._before is None:
             if any(_dangles(self._connection, child) for child in affected):
                 raise _Unmeasured
-            return []
-        if not affected:
-            return []
-        before = self._before
-        self._before = _read_dangling(self._connection, self._parents)
-        return _compare_dangling(before, self._before)
+        elif affected:
+            before, self._before = self._before, _read_dangling(self._connection)
+            return _compare_dangling(before, self._before)
+        return 0, {}
 
     def _affected(self, changes: _Changes) -> set[str]:
         """Return the tables whose foreign keys a script can have broken."""
-        if changes.everything or not self._is_known:
-            self._is_known, self._parents, self._children = True, {}, {}
-            for child, parents in _parents(self._connection).items():
-                self._refer(child, parents)
-            if self._parents:
-                changes.note_break()
-        else:
-            for table in changes.made | changes.dropped:
-                parents = {_fold(row[2]) for row in self._connection.execute(
-                    f"PRAGMA main.foreign_key_list({_quoted(table)})").fetchall()}
-                self._refer(table, parents)
-                if parents:
-                    changes.note_break()
+        tables: Iterable[str] = changes.made | changes.dropped
+        if changes.everything or self._children is None:
+            self._children = set()
+            tables = _table_names(self._connection)
+        for child in map(_fold, tables):
+            parents = {_fold(key[1]) for key, _ in _foreign_keys(self._connection, child)}
+            self._children.discard(child)
+            if parents:
+                self._children.add(child)
+                for table in (child, *parents):
+                    self._affected_by.setdefault(table, set()).add(child)
         if changes.everything:
-            return set(self._parents)
+            return self._children
         touched = changes.changed | changes.made | changes.dropped
-        return touched.intersection(self._parents).union(
-            *(self._children.get(table, ()) for table in touched))
-
-    def _refer(self, child: str, parents: set[str]) -> None:
-        """Remember which tables a table refers to now."""
-        for parent in self._parents.pop(child, ()):
-            self._children[parent].discard(child)
-        if parents:
-            self._parents[child] = parents
-        for parent in parents:
-            self._children.setdefault(parent, set()).add(child)
+        affected = set[str]().union(*(self._affected_by.get(table, ()) for table in touched))
+        return affected & self._children
 
 
 def _fold(name: str) -> str:
@@ -1759,57 +1593,48 @@ def _fold(name: str) -> str:
     return name.encode(errors="surrogatepass").lower().decode(errors="surrogatepass")
 
 
-SELECT_REFERENCES = (
-    'SELECT t.name, f."table" FROM main.sqlite_master AS t, '
-    "pragma_foreign_key_list(t.name, 'main') AS f WHERE t.type = 'table'")
+def _table_names(connection: sqlite3.Connection) -> list[str]:
+    return [name for name, in connection.execute(
+        "SELECT name FROM main.sqlite_master WHERE type = 'table'").fetchall()]
 
 
-def _parents(connection: sqlite3.Connection) -> dict[str, set[str]]:
-    """Return {table: the tables that it refers to} for the tables with foreign keys."""
-    found: dict[str, set[str]] = {}
-    for child, parent in connection.execute(SELECT_REFERENCES).fetchall():
-        found.setdefault(_fold(child), set()).add(_fold(parent))
-    return found
-
-
-def _dangles(connection: sqlite3.Connection, child: str) -> bool:
-    """Return whether a table has a dangling reference, or perhaps one."""
+def _dangles(connection: sqlite3.Connection, child: str = "") -> bool:
+    """Return whether a table, or any table, has a dangling reference, or perhaps one."""
     cursor = connection.cursor()
     try:
-        cursor.execute(f"PRAGMA main.foreign_key_check({_quoted(child)})")
+        cursor.execute("PRAGMA main.foreign_key_check" + (f"({_quoted(child)})" if child else ""))
         return cursor.fetchone() is not None
     except connection.OperationalError as error:
-        if MISMATCH not in str(error):
+        if "foreign key mismatch" not in str(error):
             raise
-        return True  # one foreign key that cannot work hides the others of its table
+        return True  # one foreign key that cannot work hides all others
     finally:
         cursor.close()  # there may be millions of further rows
 
 
-def _foreign_keys(connection: sqlite3.Connection, child: str) -> list[ForeignKey]:
-    """Return (child, parent, columns of the child, key) of each foreign key of a table: see
-    _key_of_parent()."""
+def _foreign_keys(connection: sqlite3.Connection, child: str,
+                  ) -> list[tuple[ForeignKey, list[str | None]]]:
+    """Return each foreign key of a table, as (child, parent, columns), with the columns of the
+    parent that it names; None stands for a column of the primary key."""
     found: dict[int, list[Any]] = {}
     for row in connection.execute(
             f"PRAGMA main.foreign_key_list({_quoted(child)})").fetchall():
         found.setdefault(row[0], []).append(row)
-    return [(child, rows[0][2], tuple(row[3] for row in rows),
-             _key_of_parent(connection, rows[0][2], [row[4] for row in rows]))
+    return [((child, rows[0][2], tuple(row[3] for row in rows)), [row[4] for row in rows])
             for rows in found.values()]
 
 
 def _key_of_parent(connection: sqlite3.Connection, parent: str, named: list[str | None],
-                   ) -> tuple[str, ...] | None:
-    """Return the columns of the parent that a foreign key refers to: those that it names, or
-    the primary key.
+                   ) -> list[str] | None:
+    """Return the columns of the parent that a foreign key refers to.
 
-    Return () if these columns are no unique key: SQLite then checks nothing. Return None if
+    Return [] if these columns are no unique key: SQLite then checks nothing. Return None if
     there is no such table: every reference then dangles.
     """
     try:
         columns = connection.execute(f"PRAGMA main.table_info({_quoted(parent)})").fetchall()
     except connection.OperationalError:
-        return ()  # a view that does not compile
+        return []  # a view that does not compile
     if not columns:
         return None
     keys = [[row[1] for row in sorted(columns, key=lambda row: row[5]) if row[5]]]  # primary
@@ -1821,133 +1646,101 @@ def _key_of_parent(connection: sqlite3.Connection, parent: str, named: list[str 
                 f"PRAGMA main.index_info({_quoted(index)})").fetchall()])
     works = len(wanted) == len(named) and any(
         sorted(map(_fold, key)) == sorted(map(_fold, wanted)) for key in keys)
-    return tuple(wanted) if works else ()
+    return wanted if works else []
 
 
-def _read_dangling(connection: sqlite3.Connection, tables: Iterable[str]) -> KeysThatDangle:
-    """Return {name: (foreign key, what dangles)} of all foreign keys of some tables. By the
-    name, which is (child, parent, column, ...), a foreign key is found again after a script."""
-    from collections import Counter
-    found: KeysThatDangle = {}
-    for child in tables:
-        for key in _foreign_keys(connection, child):
-            name = tuple(map(_fold, (child, key[1], *key[2])))
-            found.setdefault(name, (key, Counter()))[1].update(_dangling_values(connection, key))
-    return found
-
-
-def _dangling_values(connection: sqlite3.Connection, foreign_key: ForeignKey) -> dict[Any, int]:
-    """Return {value: the number of rows that refer to it} of what dangles.
+def _read_dangling(connection: sqlite3.Connection) -> KeysThatDangle:
+    """Return {foreign key: {value: the number of rows that refer to it}} of what dangles.
 
     The value is a tuple of bytes for two reasons: 1 and '1' must be the same value after a
     rebuild has changed the type of a column, and text that is not UTF-8 must be readable. A
     parent row is found as SQLite does it for foreign keys, by the collation and affinity of the
     parent's column: that column is on the left, and + takes the affinity from the child's.
     """
-    child, parent, columns, key = foreign_key
-    if key == ():
-        return {}
-    own = [f"c.{_quoted(column)}" for column in columns]
-    condition = " AND ".join(f"{column} IS NOT NULL" for column in own)
-    if key:
-        condition += f" AND NOT EXISTS (SELECT 1 FROM main.{_quoted(parent)} AS p WHERE " + (
-            " AND ".join(f"p.{_quoted(t)} = +{column}" for t, column in zip(key, own))) + ")"
-    values = ", ".join(f"CAST({column} AS BLOB)" for column in own)
-    rows = connection.execute(f"SELECT count(*), {values} FROM main.{_quoted(child)} AS c "
-                              f"WHERE {condition} GROUP BY {values}")
-    return {tuple(value): number for number, *value in rows}
-
-
-class _Dangling:
-    """What dangles of one foreign key after a script."""
-
-    def __init__(self, key: ForeignKey, old: Counter[Any], new: Counter[Any]) -> None:
-        self.child, self.parent, self.columns, parent_key = key
-        self.gone = parent_key is None  # there is no table `parent`
-        self.old = sum(old.values())  # references that dangled before the script too
-        self.new = sum(new.values())
-        self.example = next(iter(new), ())  # a value that dangles now
-
-    def describe(self, connection: sqlite3.Connection) -> str:
-        """Return a sentence on one of the new ones."""
-        child = _read_table(connection, self.child)[0]
-        if self.gone:
-            return f"{child} refers to the table {self.parent}, which does not exist"
-        where = " AND ".join(f"CAST({_quoted(column)} AS BLOB) = ?" for column in self.columns)
-        try:
-            rowid = connection.execute(f"SELECT min(rowid) FROM main.{_quoted(self.child)} "
-                                       f"WHERE {where}", self.example).fetchall()[0][0]
-            row = f"{child} row {rowid}"
-        except connection.OperationalError:  # it is WITHOUT ROWID
-            row = f"a row of {child} with " + " and ".join(
-                f"{column} = {data.decode(errors='replace')}"
-                for column, data in zip(self.columns, self.example))
-        return f"{row} refers to a row of {self.parent} that does not exist"
-
-
-def _compare_dangling(before: KeysThatDangle, now: KeysThatDangle) -> list[_Dangling]:
-    """Return what dangles now, and how much of it did not dangle before.
-
-    Rows are matched by the value that dangles, because a rebuild can renumber them, and tables
-    WITHOUT ROWID have no row numbers. A foreign key with a new name can be an old one whose
-    table or column was renamed: the values of all keys that are gone count as old for it.
-    """
     from collections import Counter
-    known = {name: Counter(values) for name, (_, values) in before.items()}
-    renamed = sum((known[name] for name in before.keys() - now), Counter())
-    found = []
-    for name, (key, values) in now.items():
-        tolerated = known.get(name, renamed)
-        old = values & tolerated
-        tolerated.subtract(old)
-        if values:
-            found.append(_Dangling(key, old, values - old))
+    found: KeysThatDangle = {}
+    for child in _table_names(connection):
+        for foreign_key, named in _foreign_keys(connection, child):
+            _, parent, columns = foreign_key
+            dangling = found.setdefault(foreign_key, Counter())
+            key = _key_of_parent(connection, parent, named)
+            if key == []:
+                continue
+            own = [f"c.{_quoted(column)}" for column in columns]
+            condition = " AND ".join(f"{column} IS NOT NULL" for column in own)
+            if key:
+                same = [f"p.{_quoted(of)} = +{column}" for of, column in zip(key, own)]
+                condition += (f" AND NOT EXISTS (SELECT 1 FROM main.{_quoted(parent)} AS p "
+                              f"WHERE {' AND '.join(same)})")
+            values = ", ".join(f"CAST({column} AS BLOB)" for column in own)
+            for number, *value in connection.execute(
+                    f"SELECT count(*), {values} FROM main.{_quoted(child)} AS c "
+                    f"WHERE {condition} GROUP BY {values}"):
+                dangling[tuple(value)] += number
     return found
 
 
+def _compare_dangling(before: KeysThatDangle, now: KeysThatDangle) -> tuple[int, KeysThatDangle]:
+    """Return the number of references that dangle now and did before; and those that did not.
+
+    Rows are matched by the value that dangles, because a rebuild can renumber them, and tables
+    WITHOUT ROWID have no row numbers. A foreign key that was not there before can be an old one
+    whose table or column was renamed: the values of all keys that are gone count as old for it.
+    """
+    from collections import Counter
+    renamed = sum((before[key] for key in before.keys() - now), Counter())
+    number, new = 0, {}
+    for key, values in now.items():
+        tolerated = before.get(key, renamed)
+        old = values & tolerated
+        tolerated.subtract(old)
+        number += sum(old.values())
+        if values != old:
+            new[key] = values - old
+    return number, new
+
+
 def _check_references(connection: sqlite3.Connection, report: _Report, script: _Script,
-                      header: _Header, found: list[_Dangling]) -> None:
-    """Fail a script that leaves references dangling; tolerate those from before it."""
-    new, old = sum(each.new for each in found), sum(each.old for each in found)
-    if new and "no-foreign-key-check" not in header.directives:
-        what, remedy = _explain_dangling(connection, found, "--" if script.is_sql else "#")
-        raise _ScriptFailed(script, what, remedy=remedy)
+                      header: _Header, old: int, new: KeysThatDangle) -> None:
+    """Fail a script that leaves references dangling; tolerate those that dangled before it."""
     if new:
-        report.warn(f"{script.name} leaves {_plural(new, 'dangling reference')}, as its "
-                    "no-foreign-key-check allows")
+        what, remedy = _explain_dangling(connection, new, "--" if script.is_sql else "#")
+        if "no-foreign-key-check" not in header.directives:
+            raise _ScriptFailed(script, what, remedy=remedy)
+        report.warn(f"{script.name}: {what} (allowed by its no-foreign-key-check)")
     if old:
         report.warn(f"{_plural(old, 'reference')} to rows that do not exist, from before "
                     f"{script.name}: see PRAGMA foreign_key_check")
 
 
-def _explain_dangling(connection: sqlite3.Connection, found: list[_Dangling], comment: str,
+def _explain_dangling(connection: sqlite3.Connection, new: KeysThatDangle, comment: str,
                       ) -> tuple[str, str]:
-    """Return what a script is refused for, and what to do. `comment` begins a comment in the
-    language of the script."""
-    new = sorted((each for each in found if each.new), key=lambda each: not each.gone)
-    number, by_table = sum(each.new for each in new), dict[str, int]()
-    for each in new:
-        table = _read_table(connection, each.child)[0]
-        by_table[table] = by_table.get(table, 0) + each.new
-    counts = ", ".join(f"{table} {count}" for table, count in by_table.items())
-    of_tables = f" ({counts})" if len(by_table) > 1 else ""
-    what = (f"it leaves {_plural(number, 'dangling reference')}{of_tables}: "
-            f"{new[0].describe(connection)}")
-    if not new[0].gone:
-        actions = {row[6] for row in connection.execute(
-            f"PRAGMA main.foreign_key_list({_quoted(new[0].child)})").fetchall()
-            if _fold(row[2]) == _fold(new[0].parent) and row[6] not in ("NO ACTION", "RESTRICT")}
-        cascade = "" if comment != "--" or not actions else (
-            f" To make ON DELETE {min(actions)} of {next(iter(by_table))} do that, put `PRAGMA "
-            "foreign_keys = ON;` before its first statement.")
-        return what, (f"Let the script change or delete these rows too.{cascade} If this is "
-                      f"intended, start it with the line `{comment} fastmigrate: "
-                      "no-foreign-key-check`")
-    return what, (f"Keep {new[0].parent}, or first drop {new[0].child} or rebuild it without this "
-                  "foreign key. If that followed a table that the script renamed, begin the script "
-                  "with the line `PRAGMA legacy_alter_table = ON;`. If a later script creates "
-                  f"{new[0].parent}, begin this one with `{comment} fastmigrate: "
-                  "no-foreign-key-check`")
+    """Return what a script is refused for, with one example, and what to do. `comment` begins a
+    comment in the language of the script."""
+    number = sum(sum(values.values()) for values in new.values())
+    what = f"it leaves {_plural(number, 'dangling reference')}: "
+    directive = f"the line `{comment} fastmigrate: no-foreign-key-check`"
+    for child, parent, _ in new:
+        if not connection.execute(f"PRAGMA main.table_info({_quoted(parent)})").fetchall():
+            return f"{what}{child} refers to the table {parent}, which does not exist", (
+                f"Keep {parent}, or rebuild {child} without this foreign key. If it followed a "
+                "renamed table, begin the script with `PRAGMA legacy_alter_table = ON;`. If a "
+                f"later script creates {parent}, begin this one with {directive}")
+    (child, parent, columns), values = next(iter(new.items()))
+    example = next(iter(values))
+    condition = " AND ".join(f"CAST({_quoted(column)} AS BLOB) = ?" for column in columns)
+    try:
+        ((rowid,),) = connection.execute(
+            f"SELECT min(rowid) FROM main.{_quoted(child)} WHERE {condition}", example).fetchall()
+        row = f"{child} row {rowid}"
+    except connection.OperationalError:  # it is WITHOUT ROWID
+        row = f"a row of {child} with " + " and ".join(
+            f"{column} = {value.decode(errors='replace')}"
+            for column, value in zip(columns, example))
+    return f"{what}{row} refers to a row of {parent} that does not exist", (
+        "Let the script change or delete these rows too. (Foreign keys are off while a script "
+        "runs, so ON DELETE does nothing unless the script begins with `PRAGMA foreign_keys = "
+        f"ON;`.) If this is intended, start it with {directive}")
 
 
 # -------------------------------------------------------------- what no longer works
@@ -1959,198 +1752,142 @@ OF_THE_APPLICATION = (
     "is prohibited", "vtable constructor failed")
 
 
-def _has_what_can_break(objects: list[Any]) -> bool:
-    """Return whether there is a trigger, a view or a foreign key in a schema."""
-    return any(kind in ("view", "trigger") or "references" in sql.lower()
-               for kind, *_, sql in objects)
+def _newly_broken(before: list[Any], now: list[Any]) -> dict[str, str]:
+    """Return what _broken_objects() finds in the schema `now` and not in that `before`, which
+    is tried only if something is broken now."""
+    broken = _broken_objects(now)
+    old = _broken_objects(before) if broken else {}
+    return {name: fault for name, fault in broken.items() if name not in old}
 
 
-def _broken_in(objects: list[Any]) -> list[str]:
-    """Return the names of what does not work in a schema."""
-    if not _has_what_can_break(objects):
-        return []
-    with _closing(_empty_copy(objects)) as scratch:
-        return list(_broken_objects(scratch, objects))
-
-
-def _newly_broken(connection: sqlite3.Connection, before: list[Any],
-                  ) -> dict[str, tuple[str, str]]:
-    """Return what _broken_objects() finds now and does not find in the schema `before`. To
-    look at that only now costs nothing if nothing is broken, which is nearly always."""
-    broken = _broken_objects(connection, _read_objects(connection))
-    if not broken:
+def _broken_objects(objects: list[Any]) -> dict[str, str]:
+    """Return {name: fault} of what does not work in a schema: views and triggers that do not
+    compile, and tables with a foreign key that cannot work."""
+    if not any(kind in ("view", "trigger") or "references" in sql.lower()
+               for kind, *_, sql in objects):
         return {}
-    with _closing(_empty_copy(before)) as scratch:
-        old = _broken_objects(scratch, before)
-    return {name: found for name, found in broken.items() if name not in old}
+    # Not by the application's `connect`, which may make a file of this name. What needs a function
+    # that only the application has is no fault.
+    with _closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        copy = _EmptyCopy(connection, objects)
+        faults = {f"{kind} {name}": copy.try_out(kind, name, table, sql)
+                  for kind, name, table, sql in objects}
+    return {name: f"{name} {fault}" for name, fault in faults.items() if fault}
 
 
-def _broken_objects(connection: sqlite3.Connection, objects: list[Any],
-                    ) -> dict[str, tuple[str, str]]:
-    """Return {name: (reason, its SQL)} of the views and triggers that do not compile, and of
-    the tables with a foreign key that cannot work. Nothing is written: EXPLAIN only compiles.
+class _EmptyCopy:
+    """A copy of a schema in memory, in which each object is tried by itself."""
 
-    Foreign keys must be off in this connection, or SQLite reports them as faults of triggers.
-    """
-    broken = {}
-    for kind, name, _, sql in objects:
+    def __init__(self, connection: sqlite3.Connection, objects: list[Any]) -> None:
+        self._connection = connection
+        self._views = {_fold(name): _fold(sql) for kind, name, _, sql in objects if kind == "view"}
+        self._triggers: dict[str, dict[str, str]] = {}  # {view: {name: SQL}}
+        self._lacking: set[str] = set()  # tables that need something only the application has
+        # If foreign keys were on, SQLite would report them as faults of triggers.
+        connection.execute("PRAGMA foreign_keys = OFF").fetchall()
+        for kind, name, table, sql in objects:
+            if kind == "trigger":
+                if _fold(table) not in self._views:
+                    continue
+                self._triggers.setdefault(_fold(table), {})[name] = sql
+            self._create(table, sql)
+
+    def _create(self, table: str, sql: str) -> None:
+        try:
+            self._connection.execute(sql).fetchall()
+        except self._connection.Error:
+            self._lacking.add(_fold(table))
+
+    def try_out(self, kind: str, name: str, table: str, sql: str) -> str:
+        """Return what is wrong with an object, or ""."""
+        if kind == "table":
+            return self._try_foreign_keys(name)
         reason = ""
         if kind == "view":
-            reason = _compile(connection, f"SELECT * FROM main.{_quoted(name)}", objects)
-        elif kind == "table":
-            reason = _broken_foreign_key(connection, name)
-        if reason:
-            broken[f"{kind} {name}"] = reason, sql
-    tables = dict.fromkeys(table for kind, _, table, _ in objects if kind == "trigger")
-    suspects = {table: reason for table in tables
-                if (reason := _compile_writes(connection, table, objects))}
-    if suspects:
-        broken.update(_broken_triggers(objects, suspects) or {
-            f"a trigger of {table}": (reason, table) for table, reason in suspects.items()})
-    return broken
+            reason = self._compile(f"SELECT * FROM main.{_quoted(name)}")
+        elif kind == "trigger":
+            reason = self._try_trigger(name, table, sql)
+        return f"does not compile: {reason}" if reason else ""
 
+    def _try_trigger(self, name: str, table: str, sql: str) -> str:
+        """SQLite does not say which trigger is at fault, so a trigger is tried while the others
+        are not there. Only those of other views stay, because a view without them cannot be
+        written to."""
+        others = self._triggers.get(_fold(table), {})
+        for other in others:
+            self._connection.execute(f"DROP TRIGGER IF EXISTS {_quoted(other)}")
+        self._create(table, sql)
+        reason = self._compile_writes(table)
+        self._connection.execute(f"DROP TRIGGER IF EXISTS {_quoted(name)}")
+        for other_sql in others.values():
+            self._create(table, other_sql)
+        return reason
 
-def _broken_triggers(objects: list[Any], tables: Container[str]) -> dict[str, tuple[str, str]]:
-    """Return {name: (reason, its SQL)} of the triggers of some tables that do not compile.
-
-    SQLite does not say which trigger is at fault: one of the table itself, or one that it sets
-    off on another table. So each trigger is tried without the others, in an empty copy of the
-    schema. Only triggers of other views stay, because a view without them cannot be written to.
-    """
-    broken: dict[str, tuple[str, str]] = {}
-    views = {name for kind, name, *_ in objects if kind == "view"}
-    triggers = [row[1:] for row in objects if row[0] == "trigger"]
-    with _closing(_empty_copy(objects)) as scratch:
-        for name, table, sql in triggers:
-            if table in tables:
-                scratch.execute("BEGIN")
-                for other, owner, _ in triggers:
-                    if other != name and (owner == table or owner not in views):
-                        scratch.execute(f"DROP TRIGGER IF EXISTS {_quoted(other)}")
-                reason = _compile_writes(scratch, table, objects)
-                scratch.execute("ROLLBACK")
-                if reason:
-                    broken[f"trigger {name}"] = reason, sql
-    return broken
-
-
-def _compile_writes(connection: sqlite3.Connection, table: str, objects: list[Any]) -> str:
-    """Return why a statement that sets off the triggers of a table does not compile, or ""."""
-    quoted = _quoted(table)
-    try:
-        columns = [_quoted(row[1]) for row in connection.execute(
-            f"PRAGMA main.table_xinfo({quoted})").fetchall() if not row[6]]  # not generated
-    except connection.OperationalError:
-        return ""  # a view that does not compile itself
-    for statement in (f"INSERT INTO main.{quoted} DEFAULT VALUES", f"DELETE FROM main.{quoted}",
-                      f"UPDATE main.{quoted} SET " + ", ".join(f"{c} = {c}" for c in columns)):
-        reason = _compile(connection, statement, objects)
-        # No trigger of a view replaces this kind of write, so no trigger is broken.
-        if reason and reason != f"cannot modify {table} because it is a view":
-            return reason
-    return ""
-
-
-def _compile(connection: sqlite3.Connection, statement: str, objects: list[Any]) -> str:
-    """Return why a statement does not compile, "" if it does or if the reason is that this
-    connection lacks what the application's connections have."""
-    # The time makes each text unique. Otherwise Python would reuse a statement that it has
-    # compiled, and SQLite does not compile an EXPLAIN again after the schema has changed.
-    try:
-        connection.execute(f"EXPLAIN {statement} -- {time.perf_counter_ns()}").close()
+    def _compile_writes(self, table: str) -> str:
+        """Return why a statement that sets off the triggers of a table does not compile, or ""."""
+        quoted = _quoted(table)
+        try:
+            columns = [_quoted(row[1]) for row in self._connection.execute(
+                f"PRAGMA main.table_xinfo({quoted})").fetchall() if not row[6]]  # not generated
+        except self._connection.OperationalError:
+            return ""  # a view that does not compile itself
+        if not columns:
+            return ""  # there is no such table here: see self._lacking
+        for statement in (
+                f"INSERT INTO main.{quoted} DEFAULT VALUES", f"DELETE FROM main.{quoted}",
+                f"UPDATE main.{quoted} SET " + ", ".join(f"{c} = {c}" for c in columns)):
+            reason = self._compile(statement)
+            # No trigger of a view replaces this kind of write, so no trigger is broken.
+            if reason and _fold(reason) != f"cannot modify {_fold(table)} because it is a view":
+                return reason
         return ""
-    except connection.OperationalError as error:
-        reason = str(error)
+
+    def _compile(self, statement: str) -> str:
+        """Return why a statement does not compile, "" if it does or if the reason is that this
+        connection lacks what the application's connections have."""
+        # The time makes each text unique. Otherwise Python would reuse a statement that it has
+        # compiled, and SQLite does not compile an EXPLAIN again after the schema has changed.
+        try:
+            self._connection.execute(f"EXPLAIN {statement} -- {time.perf_counter_ns()}").close()
+            return ""
+        except self._connection.Error as error:
+            reason = str(error)
         if any(sign in reason for sign in OF_THE_APPLICATION):
             return ""
-        if reason == "interrupted" or _meaning_of(reason, ""):
-            raise
-    # A missing table is no fault if _empty_copy() could not create it, or if it is a function
-    # of the application that returns rows: SELECT * FROM series(1, 9)
-    table = _fold(reason.partition("no such table: ")[2])
-    table = table[5:] if table.startswith("main.") else table
-    is_known = table and any(
-        _fold(name) == table or kind == "view" and f" {table}(" in _fold(sql)
-        for kind, name, _, sql in objects)
-    return "" if is_known else reason
+        table = _fold(reason.partition("no such table: ")[2]).removeprefix("main.")
+        is_function = table and any(  # of the application: SELECT * FROM series(1, 9)
+            f" {table}(" in sql for sql in self._views.values())
+        is_elsewhere = is_function or table in self._lacking or table.startswith("sqlite_")
+        return "" if is_elsewhere else reason
+
+    def _try_foreign_keys(self, child: str) -> str:
+        for (_, parent, columns), named in _foreign_keys(self._connection, child):
+            key = _key_of_parent(self._connection, parent, named)
+            if not key and _fold(parent) not in self._lacking:
+                why = "does not exist" if key is None else "has no such primary or unique key"
+                return (f"has a foreign key that cannot work: {', '.join(columns)} refers to "
+                        f"the table {parent}, which {why}")
+        return ""
 
 
-def _broken_foreign_key(connection: sqlite3.Connection, child: str) -> str:
-    """Return why a foreign key of a table cannot work, or ""."""
-    for _, parent, columns, key in _foreign_keys(connection, child):
-        if key is None:
-            return f"{', '.join(columns)} refers to the table {parent}, which does not exist"
-        if not key:
-            return (f"what {', '.join(columns)} refers to in {parent} is neither its primary key "
-                    "nor unique")
-    return ""
-
-
-def _empty_copy(objects: list[Any]) -> sqlite3.Connection:
-    """Return a database in memory with a schema and no rows. Objects that need something that
-    only the application has are left out; _compile() does not report what needs these objects.
-    """
-    scratch = sqlite3.connect(":memory:", isolation_level=None)
-    scratch.execute("PRAGMA foreign_keys = OFF")
-    for *_, sql in objects:
-        try:
-            scratch.execute(sql)
-        except sqlite3.Error:
-            pass
-    return scratch
-
-
-def _describe_broken(name: str, reason: str, where: str) -> str:
-    """Return the message for something that _broken_objects() found. `where` is "after" and
-    the name of a script, or "in" and that of a database."""
-    if name.startswith("table "):
-        return (f"{where}, {name} has a foreign key that cannot work: {reason}. Fix that in a "
-                "further script.")
-    return (f"{where}, {name} does not compile: {reason}. Drop it and create it again in a "
-            "further script.")
-
-
-def _blame(name: str, reason: str, sql: str, ran: list[tuple[str, _Changes | None]]) -> str:
-    """Return the script that most likely broke something, or "this run" if none stands out.
-
-    This is the last script that dropped what the reason names, or else what the SQL of the
-    broken object names. If there is none, it is the last script that created or altered that.
-
-    `ran` holds the scripts of the run that can have broken something, with what they changed,
-    None if that is unknown. The search for a creator stops at a script whose changes are
-    unknown, because that script may be the one.
-    """
+def _blame(fault: str, ran: list[tuple[str, _Changes | None]]) -> str:
+    """Return the last script of the run that dropped, altered or created what SQLite's reason
+    names, or else the broken object; else the only script; else "this run"."""
     import re
-    for kind in ("dropped", "made"):
-        for text in (reason, f"{name} {sql}"):
-            words = set(re.findall(r"[\w$]+", _fold(text)))
-            for script, changes in reversed(ran):
-                if changes and not words.isdisjoint(getattr(changes, kind)):
-                    return script
-                if changes is None and kind == "made":
-                    break
+    for text in reversed(_fold(fault).split(": ", 1)):
+        words = set(re.findall(r"[\w$]+", text))
+        for script, changes in reversed(ran):
+            if changes and words & (changes.made | changes.dropped):
+                return script
     return ran[0][0] if len(ran) == 1 else "this run"
 
 
-def _stale_object_remedy(error: str) -> str:
-    """Return what to do if ALTER TABLE failed because a view or a trigger does not compile, ""
-    for any other error. ALTER TABLE compiles all views and triggers, so the broken one need not
-    have to do with the altered table."""
-    import re
-    found = re.match(r"error in (view|trigger) (.*?)(?: after [a-z ]+)?: ", error)
-    return "" if not found else (
-        f"Drop the {found[1]} {found[2]} before this statement, and create it again after it if "
-        "it is still needed; or begin the script with the line `PRAGMA legacy_alter_table = ON;`")
-
-
 def _broken_and_known(connection: sqlite3.Connection,
-                      ) -> tuple[dict[str, tuple[str, str]], set[str]]:
+                      ) -> tuple[dict[str, str], set[str]]:
     """Return what is broken now, and the names of what was broken already when the history
     began. Without a history, everything that is broken counts as known."""
-    broken = _broken_objects(connection, _read_objects(connection))
-    if not broken:
-        return {}, set()
-    if not connection.execute(HAS_HISTORY).fetchall():
+    broken = _broken_objects(_read_objects(connection))
+    if not broken or not connection.execute(HAS_HISTORY).fetchall():
         return broken, set(broken)
     return broken, {name for names, in connection.execute(
         "SELECT CAST(checksum AS TEXT) FROM main._migration_history WHERE name = ''").fetchall()
@@ -2167,6 +1904,11 @@ OUTSIDE_PRAGMAS = frozenset((
     "auto_vacuum", "encoding", "foreign_keys", "journal_mode", "locking_mode", "page_size",
     "synchronous", "temp_store", "wal_checkpoint"))
 DIRECTIVES = ("no-foreign-key-check", "no-transaction", "squashed")
+QUOTED_OR_COMMENT = r"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|--[^\n]*|/\*.*?(?:\*/|\Z)"""
+# Comments of other tools, before the statements that undo a script. The shorter `-- down` is
+# such a comment only in a script that begins with `-- up`.
+UNDO = r"--[ \t]*(?:\+(?:goose|migrate|micrate)[ \t]+down|migrate:down)\b[^\n]*"
+SHORT_UP, SHORT_DOWN = r"(?:--[^\n]*\n|\s)*--[ \t]*@?up\s*\n", r"--[ \t]*@?down[ \t]*$"
 
 
 class _Script:
@@ -2199,13 +1941,7 @@ class _Reading:
         self.checksum = ""  # known when all of it was read
 
     def progress(self) -> str:
-        try:
-            size = os.path.getsize(self._script.path)
-        except OSError:  # it was removed meanwhile
-            size = 0
-        if self._done >= size:
-            return f"{self._script.name} is running"
-        return f"{self._script.name}: {100 * self._done // size} % of {size / 1e6:.1f} MB"
+        return f"{self._script.name} is running, {self._done / 1e6:.1f} MB read"
 
     def lines(self) -> Iterator[bytes]:
         """Yield the file in runs of whole lines, of about BLOCK bytes each. The byte order mark
@@ -2232,12 +1968,11 @@ class _Reading:
                     if (returns or b" \n" in data or b"\t" in data and b"\t\n" in data
                             or b"\f" in data or b"\v" in data):
                         data = b"\n".join([line.rstrip() for line in data.split(b"\n")])
-                    kept = data.rstrip()
-                    if kept:
-                        crc = zlib.crc32(held + kept, crc)
-                        length += len(held + kept)
-                        held = b""
-                    held += data[len(kept):]
+                    held += data
+                    kept = held.rstrip()
+                    crc = zlib.crc32(kept, crc)
+                    length += len(kept)
+                    held = held[len(kept):]
         except OSError as error:
             raise _unreadable(self._script, error) from None
         self.checksum = f"{crc:08x}-{length:x}"
@@ -2255,12 +1990,35 @@ class _Reading:
     def blocks(self) -> Iterator[tuple[int, str]]:
         """Yield an SQL script as (number of the first line, text of whole statements).
 
-        Raises: _ScriptFailed if it cannot be read, or is not UTF-8.
+        Raises: _ScriptFailed if it cannot be read, is not UTF-8, or would undo itself.
         """
-        line, wanted = 1, 0
+        import re
+        undo, undo_line = UNDO, 0
+        for line, text in self._split():
+            end = 0  # of the comment after which the script would undo itself
+            if line == 1 and re.match(SHORT_UP, text, re.I):
+                undo = f"{UNDO}|{SHORT_DOWN}"
+            for found in re.finditer(undo, text, re.I | re.M) if "--" in text else ():
+                before = text[:found.start()]
+                is_alone = not before.rpartition("\n")[2].strip()
+                # In a string or in another comment, a ; would not end a statement.
+                if is_alone and not undo_line and sqlite3.complete_statement(before + ";"):
+                    undo_line, end = line + before.count("\n"), found.end()
+            if undo_line and _skip_blank(text, end) < len(text):
+                raise _ScriptFailed(
+                    self._script, "another tool's section to undo the script begins here, and "
+                    "fastmigrate runs a script to its end", undo_line,
+                    remedy="Delete the script's text from this line on")
+            yield line, text
+
+    def _split(self) -> Iterator[tuple[int, str]]:
+        """Do what blocks() does, for a script of any tool."""
+        first = line = 1  # of the text that was not yielded yet, and of the data
+        wanted = 0
         parts: list[str] = []
         for data in self.lines():
-            parts.append(self._decode(data, line, parts))
+            parts.append(self._decode(data, line))
+            line += data.count(b"\n")
             # If no statement ends in the text, search again only after the text has doubled.
             # Otherwise the time for a long statement would grow with the square of its length.
             if sum(map(len, parts)) < wanted:
@@ -2268,26 +2026,23 @@ class _Reading:
             text = "".join(parts)
             cut = _find_end_of_statements(text)
             if cut:
-                yield line, text[:cut]
-                line += text.count("\n", 0, cut)
+                yield first, text[:cut]
+                first += text.count("\n", 0, cut)
             parts = [text[cut:]]
             wanted = 0 if cut else 2 * len(text)
-        rest = "".join(parts)
-        if rest:
-            yield line, rest
+        if any(parts):
+            yield first, "".join(parts)
 
-    def _decode(self, data: bytes, line: int, before: list[str]) -> str:
-        """Return the text of `data`, which follows after the parts `before`. They begin in
-        the given line."""
-        wrong, position, text = "it holds a NUL character", data.find(b"\0"), ""
+    def _decode(self, data: bytes, line: int) -> str:
+        """Return the text of `data`, which begins in a line of the script."""
         try:
-            text = data.decode()
+            text, wrong, position = data.decode(), "it holds a NUL character", data.find(b"\0")
         except UnicodeDecodeError as error:
-            wrong, position = "it is not UTF-8", error.start
-        if position >= 0:
-            line += sum(part.count("\n") for part in before) + data.count(b"\n", 0, position)
-            raise _ScriptFailed(self._script, wrong, line, remedy="Save it as UTF-8")
-        return text
+            text, wrong, position = "", "it is not UTF-8", error.start
+        if position < 0:
+            return text
+        raise _ScriptFailed(self._script, wrong, line + data.count(b"\n", 0, position),
+                            remedy="Save it as UTF-8")
 
 
 def _unreadable(script: _Script, error: OSError) -> _ScriptFailed:
@@ -2312,8 +2067,6 @@ def _read_header(script: _Script, text: str) -> _Header:
                                     remedy=f"Write one of {', '.join(DIRECTIVES)}")
             directives.add(word)
     pragmas: list[tuple[int, str]] = []
-    if text[start:start + 6].lower() != "pragma":
-        return _Header(directives, pragmas, text)
     for line, statement in _statements(text, 1):
         pragma = _parse_pragma(statement)[0]
         if not pragma:
@@ -2321,8 +2074,8 @@ def _read_header(script: _Script, text: str) -> _Header:
         if pragma in OUTSIDE_PRAGMAS:
             pragmas.append((line, statement))
             start = text.index(statement, _skip_blank(text, start))
-            text = (text[:start] + "\n" * statement.count("\n")
-                    + text[start + len(statement):])
+            blank = "\n" * statement.count("\n")  # so that the lines keep their numbers
+            text = text[:start] + blank + text[start + len(statement):]
     return _Header(directives, pragmas, text)
 
 
@@ -2363,12 +2116,9 @@ def _skip_blank(text: str, position: int) -> int:
 def _statements(text: str, line: int) -> Iterator[tuple[int, str]]:
     """Yield the single statements of an SQL text, each with the number of its first line."""
     import re
-    token = re.compile(
-        r"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|--[^\n]*|/\*.*?(?:\*/|\Z)|;|\bend\b""",
-        re.S | re.I)
     counted, start = 0, _skip_blank(text, 0)
     trigger, end = False, 0  # only a ; directly after END ends CREATE TRIGGER
-    for found in token.finditer(text, start):
+    for found in re.finditer(QUOTED_OR_COMMENT + r"|;|\bend\b", text, re.S | re.I):
         if found.group().lower() == "end":
             end = found.end()
         if found.group() != ";" or found.start() < start:
@@ -2385,48 +2135,6 @@ def _statements(text: str, line: int) -> Iterator[tuple[int, str]]:
         yield line + text.count("\n", counted, start), text[start:].rstrip()
 
 
-class _UndoSection:
-    """Refuses a script of another tool that would undo itself: a comment divides it from the
-    statements that undo it, and there are such statements."""
-
-    def __init__(self, script: _Script) -> None:
-        self._script = script
-        self._line = 0  # of the comment, 0 if it was not met yet
-        self._begins_with_up = False  # then a bare `-- Down` is such a comment, too
-
-    def check(self, text: str, line: int) -> None:
-        """Look at the next block of the script, which begins in a line."""
-        if self._line:
-            runs = _skip_blank(text, 0) < len(text)
-        else:
-            self._line, end = self._find(text, line) if "--" in text else (0, 0)
-            runs = self._line > 0 and _skip_blank(text, end) < len(text)
-        if runs:
-            raise _ScriptFailed(
-                self._script, "another tool's section to undo the script begins here, and "
-                "fastmigrate runs a script to its end", self._line,
-                remedy="Delete the script's text from this line on")
-
-    def _find(self, text: str, line: int) -> tuple[int, int]:
-        """Return the line of the comment and where in the text it ends, zeros if there is none."""
-        import re
-        if line == 1:
-            self._begins_with_up = bool(re.match(
-                r"(--[^\n]*\n|\s)*--\s*@?up\s*\n", text, re.I))
-        undo = re.compile(r"--\s*(\+(goose|migrate|micrate)\s+down|migrate:down)\b", re.I)
-        if self._begins_with_up:
-            undo = re.compile(r"--\s*@?down\s*\Z", re.I)
-        elif not undo.search(text):  # as in nearly every script; the rest is slow
-            return 0, 0
-        tokens = re.compile(  # so that a line within a string is not taken for a comment
-            r"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|/\*.*?(?:\*/|\Z)|--[^\n]*""", re.S)
-        for found in tokens.finditer(text):
-            before = text.rfind("\n", 0, found.start()) + 1
-            if undo.match(found.group()) and not text[before:found.start()].strip():
-                return line + text.count("\n", 0, found.start()), found.end()
-        return 0, 0
-
-
 # ------------------------------------------------------------------ the migrations directory
 
 
@@ -2437,25 +2145,19 @@ NAMING_RULE = ("a migration script is named NNNN-description.ext: four digits fr
 class _Listing:
     """What a migrations directory holds: read once, and never changed."""
 
-    __slots__ = ("folder", "names", "twins", "ignored", "latest", "squashed_version")
-
     def __init__(self, folder: str, names: dict[int, str], twins: dict[int, list[str]],
                  ignored: list[str]) -> None:
         self.folder = folder
         self.names = names  # of the scripts, by number
-        self.twins = twins  # the names of all scripts of a number that several have
+        self.twins = twins  # all names of a number that several scripts have
         self.ignored = ignored  # what looks like a script, but is not named like one
         self.latest = max(names, default=0)
         self.squashed_version = _squashed_version(folder, names)  # 0 if there is none
 
-    def names_of(self, number: int) -> list[str]:
-        """Return the scripts of a number: one, unless it is missing or several have it."""
-        return self.twins.get(number) or [self.names[number]] if number in self.names else []
-
 
 def _scan(migrations_dir: StrPath) -> _Listing:
     """List the migrations directory. Raises OSError or ValueError if it cannot be used."""
-    folder = os.fsdecode(migrations_dir)
+    folder, name = os.fsdecode(migrations_dir), ""
     names: dict[int, str] = {}
     twins: dict[int, list[str]] = {}
     others: list[str] = []
@@ -2464,21 +2166,17 @@ def _scan(migrations_dir: StrPath) -> _Listing:
             for entry in entries:  # the rule of extract_version_from_filename(), inlined for speed
                 name = entry.name
                 digits = name[:4]
-                try:
-                    is_script = (
-                        name[4:5] == "-" and digits.isdecimal() and digits.isascii()
+                if (name[4:5] == "-" and digits.isdecimal() and digits.isascii()
                         and name.endswith(EXTENSIONS)
                         # A broken link counts as a script, so that it fails and is not skipped.
-                        and (entry.is_file() or entry.is_symlink() and not os.path.exists(entry)))
-                except OSError:
-                    is_script = True  # a link to itself, which fails too
-                if is_script:
+                        and (entry.is_file(follow_symlinks=False)
+                             or entry.is_symlink() and not os.path.isdir(entry.path))):
+                    name.encode()
                     number = int(digits)
                     if names.setdefault(number, name) is not name:
                         twins.setdefault(number, [names[number]]).append(name)
                 else:
                     others.append(name)
-        "".join(names.values()).encode()
     except FileNotFoundError:
         raise _MissingError(f"there is no migrations directory {folder}. Create it, or name "
                             "another one (--migrations).") from None
@@ -2486,8 +2184,7 @@ def _scan(migrations_dir: StrPath) -> _Listing:
         raise type(error)(f"the migrations directory {folder} cannot be read: {error.strerror}. "
                           "Make it readable for this user, or name another one (--migrations)."
                           ) from None
-    except UnicodeEncodeError as error:
-        name = next(name for name in names.values() if error.object[error.start] in name)
+    except UnicodeEncodeError:
         shown = os.fsencode(name).decode(errors="backslashreplace")
         raise ValueError(f"the name of the script {shown} in {folder} is not UTF-8, and cannot be "
                          "recorded. Nothing was run. Rename it.") from None
@@ -2531,49 +2228,29 @@ def _scripts(migrations_dir: StrPath) -> dict[int, str]:
 
 def _refuse_twins(listing: _Listing) -> None:
     """Raise _TwinsError if two scripts have one number."""
-    for text in _describe_twins(listing):
-        raise _TwinsError(text)
+    if listing.twins:
+        raise _TwinsError("\n".join(_describe_twins(listing)))
 
 
-def _describe_twins(listing: _Listing, ran: dict[str, list[str]] | None = None,
-                    new_names: dict[str, str] = {}) -> list[str]:  # noqa: B006
-    """Report the numbers that several scripts have. `ran` holds the databases on which each
-    script ran, if that is known."""
+def _describe_twins(listing: _Listing, db: str = "", applied: Iterable[str] = (),
+                    new_names: dict[str, str] | None = None) -> list[str]:
+    """Report the numbers that several scripts have. For the database `db`, also report which
+    of the scripts are applied, and suggest new names for the others."""
     texts = []
     for number, names in listing.twins.items():
         many = "two" if len(names) == 2 else len(names)
         text = (f"{many} scripts have the number {number:04d}, so nothing is run: {_cut(names)} "
                 f"in {listing.folder}. ")
-        moving = [name for name in names if name in new_names]
-        where: list[str] = []
-        if ran is not None:
-            where = [f"{name} is applied to {_cut(ran[name])}" for name in names if name in ran]
-            text += f"{'; '.join(where) or 'None of them is applied'}. "
-        checksums = {_checksum_or_none(listing.folder, name) for name in names}
-        if len(checksums) == 1 and checksums.pop().partition("-")[2] not in ("", "0"):  # not empty
-            text += "They are the same: delete all but one."
-        elif where[1:]:
-            text += ("Give each a number above the latest, and change it to do nothing if already "
-                     "applied.")
-        else:
-            text += _squash_again(listing, names) or (
-                "Renumber one that production does not have; other databases that have it are "
-                "then told what to do" + (f". If that is {_cut(moving)}" if moving else "")
-                + _move_commands(moving, new_names, listing.folder))
-        texts.append(text)
+        if db:
+            ran = [name for name in names if name in applied]
+            text += f"{_cut(ran) or 'None of them'} is applied to {db}. "
+        texts.append(text + "Renumber one that production does not have"
+                     + _move_commands(listing.folder, names, new_names or {}))
     return texts
 
 
 def _describe_ignored(listing: _Listing) -> str:
     return f"ignored (bad file name): {_cut(listing.ignored)}. In {listing.folder}, {NAMING_RULE}."
-
-
-def _program_for(db: str, folder: str) -> str:
-    """Return the command line for a database and its scripts, ready to paste."""
-    import shlex
-    paths = [os.path.join(".", path) if path.startswith("-") else path for path in (db, folder)]
-    db, folder = map(shlex.quote, paths)
-    return f"fastmigrate --db {db}" + (f" --migrations {folder}" if folder != "migrations" else "")
 
 
 def _cut(names: list[str]) -> str:
@@ -2582,19 +2259,24 @@ def _cut(names: list[str]) -> str:
     return ", ".join(names[:8]) + more
 
 
-def _move_commands(names: list[str], new_names: dict[str, str], folder: str) -> str:
-    """Return the end of a sentence that tells the user to rename scripts: the mv commands, or
-    just a full stop if not every script has a new name."""
+def _shell_path(path: str) -> str:
+    """Return a path as an argument of a command to paste."""
     import shlex
-    if not names or not new_names.keys() >= {*names[:8]}:
-        return "."
+    return shlex.quote(os.path.join(".", path) if path.startswith("-") else path)
 
-    def quoted(name: str) -> str:
-        path = os.path.join(folder, name)
-        return shlex.quote(os.path.join(".", path) if path.startswith("-") else path)
 
-    return ":" + "".join(f"\n    mv {quoted(name)} {quoted(new_names[name])}"
-                         for name in names[:8])
+def _program_for(db: str, folder: str) -> str:
+    """Return the command line for a database and its scripts, ready to paste."""
+    migrations = f" --migrations {_shell_path(folder)}" if folder != "migrations" else ""
+    return f"fastmigrate --db {_shell_path(db)}{migrations}"
+
+
+def _move_commands(folder: str, names: list[str], new_names: dict[str, str]) -> str:
+    """Return the end of a sentence that asks for scripts to be renamed: mv commands for those
+    that have a new name, or just a full stop."""
+    moves = [[_shell_path(os.path.join(folder, each)) for each in (name, new_names[name])]
+             for name in names[:8] if name in new_names]
+    return ":" + "".join(f"\n    mv {old} {new}" for old, new in moves) if moves else "."
 
 
 # ------------------------------------------------------------------ history
@@ -2624,10 +2306,10 @@ SELECT_NEWEST = (  # a count(*) with a condition would read every row at every s
     "SELECT version, name = ?, (SELECT count(*) FROM main._migration_history) "
     "- (SELECT count(*) FROM main._migration_history WHERE version = 0) "
     "FROM main._migration_history ORDER BY version DESC LIMIT 1")
-NO_ROW: Row = ("", "", "")  # of a script that the history does not have
 SELECT_NUMBERS = (
     "SELECT group_concat(version) FROM "
     "(SELECT version FROM main._migration_history WHERE version > 0 ORDER BY version)")
+NO_ROW: Row = ("", "", "")  # of a script that the history does not have
 
 
 def _read_history(connection: sqlite3.Connection, version: int, db: str) -> dict[int, Row]:
@@ -2659,10 +2341,9 @@ def _is_as_recorded(connection: sqlite3.Connection, version: int, listing: _List
         newest = connection.execute(SELECT_NEWEST, (names.get(version),)).fetchall()
     except connection.OperationalError:
         return False  # _read_history() tells why
-    last, same_name, count = newest[0] if newest else (0, 0, 0)
-    if not same_name or not last == version == listing.latest or count != len(names):
+    if version != listing.latest or newest != [(version, 1, len(names))]:
         return False
-    return bool(count == last) or connection.execute(  # they are 1, 2, ... without a gap
+    return version == len(names) or connection.execute(  # they are 1, 2, ... without a gap
         SELECT_NUMBERS).fetchall() == [(",".join(map(str, sorted(names))),)]
 
 
@@ -2677,6 +2358,7 @@ class _State:
         self.row = row  # NO_ROW if there is none
         self.is_there = state not in ("missing", "squashed")  # in the directory
         self.has_run = state in ("applied", "edited")  # under this name, or counts as applied
+        self.needs_number = state in ("late", "conflict")  # to be run at all
         self.applied_at = row[2] or None if self.has_run or state == "missing" else None
 
 
@@ -2701,17 +2383,18 @@ def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing
     if not history and not thorough:
         return []
     squashed = listing.squashed_version
-    replaced = [number for number in history
-                if number <= squashed and number not in listing.names]
-    states = [_State(number, history[number][0], "squashed", history.pop(number))
-              for number in replaced]
+    states = []
     ran_above = False  # a script ran above this number, and the version was not set in between
     for number in sorted({*listing.names, *history}, reverse=True):  # from the last to the first
         row = history.get(number, NO_ROW)
         recorded, checksum, _ = row
-        if number not in listing.names and recorded and checksum:
+        name_there = listing.names.get(number)
+        names = listing.twins.get(number) or ([name_there] if name_there else [])
+        if not names and number <= squashed:
+            states.append(_State(number, recorded, "squashed", row))
+        elif not names and recorded and checksum:
             states.append(_State(number, recorded, "missing", row))
-        for name in reversed(listing.names_of(number)):
+        for name in reversed(names):
             state = "applied"
             if number > version:
                 state = "pending"
@@ -2753,138 +2436,6 @@ def _checksum_or_none(folder: str, name: str) -> str:
 # -------------------------------------------------------------- what is wrong with it
 
 
-def _refuse_twins_for(database: _Database, listing: _Listing) -> None:
-    """Raise MigrationError if two scripts have one number; it says which of them ran."""
-    if listing.twins:
-        version, states = database.read(lambda connection, version: _read_states(
-            connection, version, listing, database.name, thorough=True))
-        findings = _Findings(states, listing, version, database, False, of_directory=True)
-        raise MigrationError("\n".join(findings.refusals), version=version)
-
-
-class _Findings:
-    """The problems of a migrations directory, compared with the history of one database."""
-
-    def __init__(self, states: list[_State], listing: _Listing, version: int,
-                 database: _Database, several: bool, of_directory: bool,
-                 to: int = MAX_VERSION) -> None:
-        """Find the problems.
-
-        Args:
-            to: the last version that the run is to reach.
-            several: this is one of several databases. Suggest no new names, because a script
-                that never ran here may have run on another one.
-            of_directory: report problems of the directory itself too.
-        """
-        db, program = database.name, _program_for(database.path_as_given, listing.folder)
-        renumbered = _find_renumbered(states, listing)
-        below = [each.name for each in states if each.is_there
-                 and each.number < listing.squashed_version]
-        # Any of the refusals stops the run.
-        self.refusals = _describe_renumbered(renumbered, states, listing, db, program, to)
-
-        def is_open(each: _State) -> bool:
-            """Return whether nothing else explains this state."""
-            if each.row[0] in renumbered.values() and (each.state == "missing" or self.refusals):
-                return False
-            return each.name not in renumbered and each.name not in below
-
-        remaining = list(filter(is_open, states))
-        self.never_run = [each.name for each in remaining  # they need other numbers
-                          if each.state in ("late", "conflict")]
-        ran = {each.name: [db] for each in states if each.has_run}
-        new_names = {} if several else _propose_names(self.never_run, ran, listing, version)
-        self.warnings = _describe_states(
-            [each for each in remaining if each.number not in listing.twins],
-            listing, version, db, program, new_names)
-        if renumbered and not self.refusals:
-            names, olds = [*renumbered], [*renumbered.values()]
-            self.warnings.append(
-                f"{_cut(names)}: already applied to {db}, as {_cut(olds)}. Restore the old name"
-                + _move_commands(names, {} if several else renumbered, listing.folder))
-        if below:
-            squashed = listing.names[listing.squashed_version]
-            self.warnings.append(
-                f"{_cut(below)}: below {squashed}, which replaced the scripts up to its number. "
-                "Delete what it replaced, and give what is new a number above the latest.")
-        if of_directory:
-            self.refusals += _describe_twins(listing, ran, new_names)
-            self.warnings += [_describe_ignored(listing)] if listing.ignored else []
-
-
-def _find_renumbered(states: list[_State], listing: _Listing) -> dict[str, str]:
-    """Return {name now: name when it ran} of the scripts in the directory that ran under another
-    number. They are known by their description and checksum; the name that the history has is
-    no longer there, or in a folder that a squash has made."""
-    there = {each.name for each in states if each.is_there}
-    if any(each.state == "squashed" for each in states):
-        there.update(*(os.listdir(os.path.join(listing.folder, name))
-                       for name in os.listdir(listing.folder)
-                       if name[:7] == "before-" and name[7:].isdecimal()))
-    gone = {}
-    for each in states:
-        is_renamed = each.is_there and each.has_run and each.number != listing.squashed_version
-        if each.row[0] and each.row[0] not in there and not is_renamed:
-            gone[each.row[0][4:], each.row[1]] = each.row[0]
-    words = {description for description, _ in gone}
-    renumbered: dict[str, str] = {}
-    for each in states:
-        if each.state in ("pending", "late", "conflict") and each.name[4:] in words:
-            checksum = _checksum_or_none(listing.folder, each.name)
-            old = gone.get((each.name[4:], checksum))
-            if old and old not in renumbered.values() and not checksum.endswith("-0"):  # empty
-                renumbered[each.name] = old
-    return renumbered
-
-
-def _describe_renumbered(renumbered: dict[str, str], states: list[_State], listing: _Listing,
-                         db: str, program: str, to: int) -> list[str]:
-    """Report the scripts that were renumbered after they had been applied, if one of them is
-    pending, up to version `to`, and would run twice: one message, or none."""
-    ran = [each for each in states if each.is_there and each.name in renumbered]
-    if all(each.state != "pending" or each.number > to for each in ran):
-        return []
-    last = ran[-1].number
-    before = min(each.number for each in states if each.row[0] in renumbered.values())
-    lacking = [each for each in states if each.state in ("pending", "late", "conflict")
-               and each.name not in renumbered and each.number < last]
-    first, end = ((lacking[0].number, lacking[-1].number) if lacking else (last, 0))
-    base = min(first, before) - 1  # the history forgets what is above it
-    between = [each for each in states if each.is_there and base < each.number <= end]
-    ways = []
-    if between == lacking and end < ran[0].number and base >= listing.squashed_version:
-        # Nothing but the lacking scripts runs between the two versions that are set.
-        why = (f"run {_cut([each.name for each in lacking])} alone, which {db} lacks"
-               if lacking else "let it count as applied under its new number")
-        steps = [f"--set-version {base}", *([f"--to {end}"] if lacking else []),
-                 f"--set-version {last}"]
-        ways.append(f"{why}:" + " &&".join(f"\n    {program} {step}" for step in steps))
-        if not lacking:
-            ways.append("restore the old name" + _move_commands(
-                [each.name for each in ran], renumbered, listing.folder))
-    if lacking or not ways:
-        ways.append(f"restore a backup of {db} from before version {before}, or create {db} anew")
-    ways.append("add a comment to the script, if it has to run again")
-    what = "; ".join(f"{each.name} is already applied to {db}, as {renumbered[each.name]}"
-                     for each in ran)
-    return ["\n- ".join([
-        f"{what}. Nothing is run, or it would be applied twice. Do one of these:", *ways])]
-
-
-def _propose_names(never_run: Iterable[str], ran: Container[str], listing: _Listing,
-                  version: int) -> dict[str, str]:
-    """Return {name: new name}, with the next free numbers, for the scripts that need another
-    number and are not in `ran`. If none of the scripts that share a number ran, the first of
-    them keeps it."""
-    names = {name for name in never_run if name not in ran}
-    for twins in listing.twins.values():
-        names.update(name for name in twins if name not in ran)
-        if names.issuperset(twins):
-            names.discard(twins[0])
-    free = range(max(version, listing.latest) + 1, MAX_VERSION + 1)
-    return {name: f"{number:04d}{name[4:]}" for number, name in zip(free, sorted(names))}
-
-
 PROBLEMS = {  # what a state of scripts means to a person, and what to do
     "late": "{names}: never run on {db}, which was already at a higher version. Unless production "
             "has it, renumber it above the latest script{move}",
@@ -2900,22 +2451,102 @@ PROBLEMS = {  # what a state of scripts means to a person, and what to do
 }
 
 
-def _describe_states(states: list[_State], listing: _Listing, version: int, db: str,
-                     program: str, new_names: dict[str, str]) -> list[str]:
+def _find_problems(states: list[_State], listing: _Listing, version: int, database: _Database, *,
+                   several: bool = False, of_directory: bool = True, to: int = MAX_VERSION,
+                   ) -> tuple[list[str], list[str]]:
+    """Compare a migrations directory with the history of a database. Return the problems that
+    keep scripts from being run, up to version `to`, and those to warn of.
+
+    Args:
+        several: this is one of several databases. Suggest no new names, because a script
+            that never ran here may have run on another one.
+        of_directory: report problems of the directory itself too.
+    """
+    new_names = {} if several else _propose_names(states, listing, version)
+    refusals = _describe_renumbered(states, listing, database, to)
+    warnings = _describe_states(states, listing, version, database, new_names)
+    if of_directory:
+        applied = [each.name for each in states if each.has_run]
+        refusals += _describe_twins(listing, database.name, applied, new_names)
+        warnings += [_describe_ignored(listing)] if listing.ignored else []
+    return refusals, warnings
+
+
+def _refuse_twins_for(database: _Database, listing: _Listing) -> None:
+    """Raise _TwinsError if two scripts have one number; it says which of them ran."""
+    if listing.twins:
+        version, states = database.read(lambda connection, version: _read_states(
+            connection, version, listing, database.name, thorough=True))
+        refusals, _ = _find_problems(states, listing, version, database)
+        raise _TwinsError("\n".join(refusals), version=version)
+
+
+def _propose_names(states: list[_State], listing: _Listing, version: int) -> dict[str, str]:
+    """Return {name: new name}, with the next free numbers, for the scripts that never ran and
+    for all but the first of the pending ones that share a number."""
+    names = [each.name for each in states if each.needs_number
+             or each.state == "pending" and each.name != listing.names[each.number]]
+    free = range(max(version, listing.latest) + 1, MAX_VERSION + 1)
+    return {name: f"{number:04d}{name[4:]}" for number, name in zip(free, names)}
+
+
+def _find_renumbered(states: list[_State], folder: str) -> dict[str, str]:
+    """Return {name: name when it ran} of the scripts that ran under another number: the history
+    has their description and checksum under a name that is no longer in the directory."""
+    there = {each.name for each in states if each.is_there}
+    gone = {(each.row[0][4:], each.row[1]): each.row[0] for each in states
+            if each.row[1] and each.row[0] not in there}
+    descriptions = {description for description, _ in gone}
+    renumbered = {}
+    for each in states:
+        if each.is_there and not each.has_run and each.name[4:] in descriptions:
+            old = gone.pop((each.name[4:], _checksum_or_none(folder, each.name)), None)
+            if old:
+                renumbered[each.name] = old
+    return renumbered
+
+
+def _describe_renumbered(states: list[_State], listing: _Listing, database: _Database, to: int,
+                         ) -> list[str]:
+    """Report the scripts that ran under another number, if one of them is pending and would run
+    twice: one message, or none."""
+    renumbered = _find_renumbered(states, listing.folder)
+    found = [each for each in states if each.name in renumbered and each.is_there]
+    if not any(each.state == "pending" and each.number <= to for each in found):
+        return []
+    last = found[-1].number
+    what = "; ".join(f"{name} is already applied to {database.name}, as {old}"
+                     for name, old in renumbered.items())
+    return [f"{what}. Nothing is run, or it would be applied twice. If it has to run again, add a "
+            f"comment to it. If all scripts up to {last} have run, count them as applied: "
+            f"{_program_for(database.path_as_given, listing.folder)} --set-version {last}. Else "
+            f"restore the old name{_move_commands(listing.folder, [*renumbered], renumbered)}"]
+
+
+def _describe_states(states: list[_State], listing: _Listing, version: int, database: _Database,
+                     new_names: dict[str, str]) -> list[str]:
     """Return one message for each kind of difference between directory and history."""
-    folder, latest, texts = listing.folder, listing.latest, []
+    db, folder, latest = database.name, listing.folder, listing.latest
+    squashed, texts = listing.squashed_version, []
     if version > latest:
         texts.append(f"{db} is at version {version}, newer than the scripts in {folder}, which "
                      f"end at {latest}. Use the release of the application that has the others, or "
                      "put them back.")
     for kind, text in PROBLEMS.items():
-        found = [each for each in states
-                 if each.state == kind and (kind != "missing" or each.number < latest)]
+        # What is missing above the latest script belongs to a newer release.
+        found = [each for each in states if each.state == kind
+                 and squashed <= each.number <= latest and each.number not in listing.twins]
         if found:
-            names, others = [each.name for each in found], [each.row[0] for each in found]
-            texts.append(text.format(names=_cut(names), others=_cut(others), db=db, folder=folder,
-                                     program=program,
-                                     move=_move_commands(names, new_names, folder)))
+            names = [each.name for each in found]
+            texts.append(text.format(
+                names=_cut(names), others=_cut([each.row[0] for each in found]), db=db,
+                folder=folder, program=_program_for(database.path_as_given, folder),
+                move=_move_commands(folder, names, new_names)))
+    below = [each.name for each in states if each.is_there and each.number < squashed]
+    if below:
+        texts.append(f"{_cut(below)}: below {listing.names[squashed]}, which replaced the scripts "
+                     "up to its number. Delete what it replaced, and give what is new a number "
+                     "above the latest.")
     return texts
 
 
@@ -2963,20 +2594,19 @@ def _accept_edits(database: _Database, folder: str) -> list[str]:
     with database.explained(), database.writing() as connection:
         version = _read_version(connection, database.name)
         if not connection.execute(HAS_HISTORY).fetchall():
-            _record(connection, version, [], listing, _broken_in(
-                _select_objects(connection)))
+            _record(connection, version, [], listing,
+                    _broken_objects(_select_objects(connection)))
         states = _read_states(connection, version, listing, database.name, thorough=True)
-        renumbered = _find_renumbered(states, listing).values()  # the names of before
+        # Without the checksums of these rows, the next run would apply the scripts twice.
+        renumbered = _find_renumbered(states, folder).values()
         for each in states:
             number, name, row = each.number, each.name, each.row
-            if listing.squashed_version == number and row[0] not in ("", name):
-                continue  # this database ran the scripts that the squashed one replaced
-            if each.has_run:
-                new = name, _checksum(folder, name)
-            elif each.state == "missing" and number < listing.latest and name not in renumbered:
+            if each.state == "missing" and number < listing.latest and name not in renumbered:
                 new = name, ""
+            elif each.has_run and (number != listing.squashed_version or row[0] in ("", name)):
+                new = name, _checksum(folder, name)
             else:
-                continue  # it never ran, or is one of a newer release, or will be renamed back
+                continue  # the squashed script has not run if the row names one that it replaced
             if number < min(version, *listing.names):  # nothing below it can be late
                 connection.execute(DELETE_HISTORY, (number, number))
             elif row[:2] != new:
@@ -3002,17 +2632,19 @@ def _status(database: _Database, folder: str, listing: _Listing | None = None,
                 _squash_refusal(connection, version, MAX_VERSION, found, database.name),
                 *_broken_and_known(connection))
 
-    version, (states, refusal, broken, known) = database.read(read, unenforced=True)
-    findings = _Findings(states, found, version, database, several, not listing)
-    described = {name: _describe_broken(name, reason, f"in {database.name}")
-                 for name, (reason, _) in broken.items()}
+    version, (states, refusal, broken, known) = database.read(read)
+    refusals, problems = _find_problems(states, found, version, database, several=several,
+                                        of_directory=not listing)
+    refusals = [refusal] * bool(refusal) + refusals
+    described = {name: f"in {database.name}, {fault}. Fix that in a further script."
+                 for name, fault in broken.items()}
     return {
         "db": database.path_as_given, "version": version, "latest": found.latest,
         "migrations": [{"version": each.number, "name": each.name, "state": each.state,
                         "applied_at": each.applied_at}
                        for each in states if each.state != "squashed"],
-        "blocked": bool(refusal or findings.refusals),
-        "problems": [*([refusal] if refusal else []), *findings.refusals, *findings.warnings,
+        "blocked": bool(refusals),
+        "problems": [*refusals, *problems,
                      *(text for name, text in described.items() if name not in known)],
         "warnings": [*(text for name, text in described.items() if name in known),
                      *([] if several else _describe_copies(database))]}
@@ -3051,7 +2683,7 @@ class _closing:
 
 
 class _Database:
-    """A database file: how it is opened, read, locked and copied."""
+    """A database file: how it is opened, read, locked and created."""
 
     def __init__(self, path: StrPath, timeout: float = 30.0,
                  connect: Connect = sqlite3.connect, report: _Report | None = None,
@@ -3063,59 +2695,46 @@ class _Database:
             raise MigrationError(f"timeout={timeout!r} is not a number of seconds. Nothing was "
                                  "changed.")
         try:
-            # Absolute, so that SQLite takes it for no URI. Not by abspath(), which resolves the
-            # .. of link/../app.db without looking where the link leads.
-            self.path = self.path_as_given if os.path.isabs(self.path_as_given) else (
-                os.path.join(os.getcwd(), self.path_as_given))
+            folder = "" if os.path.isabs(self.path_as_given) else os.getcwd()
         except FileNotFoundError:
             raise _MissingError("the working directory does not exist any more. Change to one "
                                 "that does, then run this again.") from None
+        # Absolute, so that SQLite takes it for no URI. Not by abspath(), which resolves the
+        # .. of link/../app.db without looking where the link leads.
+        self.path = os.path.join(folder, self.path_as_given)
         self.timeout = timeout
         self.connect = connect
         self.report = report or _Report()
         self.errors: tuple[type[Exception], ...] = (sqlite3.Error,)
-        self._durable = durable  # must outlive a power cut
+        self.durable = durable  # must outlive a power cut
 
     # -------------------------------------------------------------- connections
 
     def open(self, path: str = "") -> sqlite3.Connection:
         """Connect to the database, or to a copy of it. With isolation_level None, the sqlite3
         module begins no transaction behind our back."""
-        if self.connect is sqlite3.connect and self._durable:
+        if self.connect is sqlite3.connect and self.durable:
             return sqlite3.connect(path or self.path, timeout=0.1, isolation_level=None)
-        tries: list[str] = []
-
-        def connect() -> sqlite3.Connection:
-            if tries:  # a connection that `connect` left open when it failed keeps its lock
-                import gc
-                gc.collect()
-            tries.append(path)
-            return self._connect(path)
-
-        opened: sqlite3.Connection = self.retry_while_locked(connect)
+        opened: sqlite3.Connection = self.retry_while_locked(lambda: self.open_at_once(path))
         return opened
 
-    def open_at_once(self) -> sqlite3.Connection:
-        """Connect to the database; raise if it is locked in a way that matters for that."""
-        if self.connect is sqlite3.connect and self._durable:
-            return self.open()
-        return self._connect("")
-
-    def _connect(self, path: str) -> sqlite3.Connection:
+    def open_at_once(self, path: str = "") -> sqlite3.Connection:
         """Connect by the application's function, and undo its settings that matter. Its PRAGMAs
-        and ours read the database, so a lock can stop them."""
+        and ours read the database, so this fails if the database is locked."""
         try:
             connection: Any = self.connect(path or self.path)
         except sqlite3.Error as error:
-            if "not authorized" not in str(error):
-                raise
-            raise MigrationError(f"connect() failed: {error}. Nothing was changed. To load an "
-                                 "extension, it has to call enable_load_extension(True) first."
-                                 ) from error
-        self._check_driver(connection)
-        if IS_PYPY:  # a statement that `connect` left unfinished runs until it is collected
-            import gc
-            gc.collect()
+            if "not authorized" in str(error):
+                raise MigrationError("connect() may not load an extension. Nothing was changed. It "
+                                     "has to call enable_load_extension(True) first.") from error
+            raise
+        lacking = {"backup", "executescript", "set_authorizer", "set_progress_handler", "Error"
+                   }.difference(dir(connection))
+        if lacking:
+            raise MigrationError(f"connect() returned a {type(connection).__module__} connection, "
+                                 f"which lacks {min(lacking)}. Nothing was changed. Return one of "
+                                 "sqlite3, or of a driver with its interface, such as sqlcipher3.")
+        _collect_on_pypy()
         self.errors = (sqlite3.Error, connection.Error)  # a driver may have its own
         if getattr(connection, "autocommit", -1) != -1:
             connection.autocommit = -1  # LEGACY_TRANSACTION_CONTROL
@@ -3124,24 +2743,13 @@ class _Database:
             connection.row_factory = None
             connection.text_factory = TEXT
             for pragma in ("busy_timeout = 100", "locking_mode = NORMAL", "count_changes = OFF",
-                           f"synchronous = {'FULL' if self._durable else 'OFF'}"):
+                           f"synchronous = {'FULL' if self.durable else 'OFF'}"):
                 connection.execute(f"PRAGMA {pragma}").fetchall()
         except BaseException:
             connection.close()
             raise
         opened: sqlite3.Connection = connection
         return opened
-
-    def _check_driver(self, connection: object) -> None:
-        lacks = [name for name in ("backup", "executescript", "isolation_level",
-                                   "set_authorizer", "set_progress_handler", "Error")
-                 if not hasattr(connection, name)]
-        if lacks:
-            kind = type(connection)
-            raise MigrationError(
-                f"connect() returned a {kind.__module__}.{kind.__qualname__}, which has no "
-                f"{lacks[0]}. Nothing was changed. Return a connection of the sqlite3 module, "
-                "or of a driver with the same interface, such as sqlcipher3.")
 
     def writing(self) -> _closing:
         """Return a context with a new connection, in a transaction that holds the write lock."""
@@ -3155,64 +2763,69 @@ class _Database:
             connection.close()
             raise
 
-    def read(self, also: Reader = lambda connection, version: None,
-             unenforced: bool = False) -> tuple[int, Any]:
-        """Return (version, also(connection, version)), both read in one read transaction; if
-        `unenforced`, by a connection with foreign keys off. Takes no lock that blocks a writer.
+    def read(self, also: Reader = lambda *details: None) -> tuple[int, Any]:
+        """Return (version, also(connection, version)), both read in one read transaction, by a
+        connection with foreign keys off. Takes no lock that blocks a writer.
 
         Raises: as get_db_version().
         """
-        self.must_exist()
-
-        def read() -> tuple[int, Any]:
-            connection = self.open()
-            if unenforced:
+        def read_by(connection: sqlite3.Connection) -> tuple[int, Any]:
+            with _closing(connection):
                 connection.execute("PRAGMA foreign_keys = OFF").fetchall()
-            return self._read(connection, also)
+                connection.execute("BEGIN")  # all of it is one state, and locked once
+                version = _read_version(connection, self.name)
+                return version, also(connection, version)
 
+        self.must_exist()
         try:
-            found: tuple[int, Any] = self.retry_while_locked(read)
+            found: tuple[int, Any] = self.retry_while_locked(lambda: read_by(self.open()))
             return found
         except self.errors + (MemoryError,) as error:
-            if "readonly" in str(error) or "unable to open" in str(error):
-                return self._read_immutable(also, error)
-            raise self.explain(error) from error
-
-    def _read(self, connection: sqlite3.Connection, also: Reader) -> tuple[int, Any]:
-        with _closing(connection):
-            connection.execute("BEGIN")  # all of it is one state, and locked once
-            version = _read_version(connection, self.name)
-            return version, also(connection, version)
-
-    def _read_immutable(self, also: Reader, error: Exception) -> tuple[int, Any]:
-        """Read a database in WAL mode in a directory in which this user cannot write. SQLite
-        opens it only with immutable=1, and then ignores the log: so there must not be one."""
-        real = os.path.realpath(self.path)
-        if (self.connect is not sqlite3.connect or os.access(os.path.dirname(real), os.W_OK)
-                or os.path.exists(real + "-wal")):
-            raise self.explain(error) from error
-        from pathlib import PurePath
+            if not self._needs_immutable(error):
+                raise self.explain(error) from error
+        from urllib.parse import quote
+        uri = f"file://{quote(os.fsencode(self.path))}?immutable=1"
         with self.explained():
-            uri = _uri(PurePath(self.path)) + "?immutable=1"
-            return self._read(sqlite3.connect(uri, uri=True), also)
+            return read_by(sqlite3.connect(uri, uri=True))
+
+    def _needs_immutable(self, error: Exception) -> bool:
+        """Return whether a read failed because the database is in WAL mode, in a directory in
+        which this user cannot write. SQLite opens it only with immutable=1, and then ignores
+        the log: so there must not be one. (On Windows, os.access() cannot tell.)"""
+        real = os.path.realpath(self.path)
+        return (("readonly" in str(error) or "unable to open" in str(error))
+                and self.connect is sqlite3.connect
+                and not os.access(os.path.dirname(real), os.W_OK)
+                and not os.path.exists(real + "-wal"))
 
     def must_exist(self) -> None:
         """Raise FileNotFoundError if there is no file, so that SQLite creates none."""
         try:
-            mode = os.stat(self.path).st_mode
+            os.stat(self.path)
         except (FileNotFoundError, NotADirectoryError):
             raise _MissingError(
                 f"there is no database {self.name}. To create it, call ensure_versioned_db(), or "
                 "run fastmigrate with --createdb. Name another database with --db.") from None
         except OSError as error:
             raise self.explain(error) from error
-        if mode >> 12 == 4:
+        if os.path.isdir(self.path):
             raise MigrationError(f"{self.name} is a directory, not a database. Name the "
                                  "database file.")
 
     def working_copy(self, label: str, tick: Callable[[], None]) -> _WorkingCopy:
         """Return a working copy of the database; `label` is a part of its name."""
         return _WorkingCopy(self, label, tick)
+
+    def find_copies(self) -> list[str]:
+        """Return the paths of the working copies beside the database. If its path is a link,
+        those of scripts lie where it leads, and those of backups beside the link."""
+        import glob
+        import re
+        folder, name = os.path.split(self.path)
+        beside_link = os.path.join(os.path.realpath(folder), name)
+        return sorted(path for file in {beside_link, os.path.realpath(self.path)}
+                      for path in glob.glob(glob.escape(file) + "-copy-*")
+                      if re.fullmatch(re.escape(file) + WORKING_COPY, path))
 
     # -------------------------------------------------------------- errors and waiting
 
@@ -3224,7 +2837,7 @@ class _Database:
 
     def explain(self, error: BaseException, state: str = "Nothing was changed.") -> MigrationError:
         """Return a MigrationError for an error of SQLite or of the system."""
-        return _explain(error, self.name, self.errors, state)
+        return _explain(error, state, self.name)
 
     def standing(self) -> str:
         """Return a sentence on where the database stands now."""
@@ -3237,8 +2850,8 @@ class _Database:
 
     def unreadable(self, error: Exception) -> str:
         """Return a sentence on why the version cannot be read."""
-        reason = _reason(error.__cause__ or error, self.name, self.errors)
-        return f"The version of {self.name} cannot be read now: {reason}."
+        return (f"The version of {self.name} cannot be read now: "
+                f"{_diagnose(error, self.name)[0].rstrip('.')}.")
 
     def standing_after(self, script: _Script, version: int) -> str:
         """Return a sentence on where the database stands after a script failed."""
@@ -3258,43 +2871,30 @@ class _Database:
             except self.errors as error:
                 if not _is_locked(error):
                     raise
+            _collect_on_pypy()
             wait = wait or _Wait(self)
             wait.pause()
 
     def execute_patiently(self, connection: sqlite3.Connection, statement: str) -> None:
-        """Execute a statement outside of our transactions; wait while the database is locked."""
+        """Execute a statement that begins or ends a transaction, or is outside of one; wait
+        while the database is locked."""
         self.retry_while_locked(lambda: connection.execute(statement).fetchall())
 
     def prepare_for_writing(self, connection: sqlite3.Connection) -> str:
         """Prepare a connection to the database for changes; return its journal mode."""
         return str(self.retry_while_locked(  # to read the mode takes a lock
-            lambda: _prepare_for_writing(connection, self._durable)))
+            lambda: _prepare_for_writing(connection, self.durable)))
 
     def begin(self, connection: sqlite3.Connection) -> None:
         """Begin a transaction that holds the write lock from its first moment. (A transaction
         that begins with a read fails at its first write, without waiting, if another process
         has written in between.)"""
-        self.retry_while_locked(lambda: connection.execute("BEGIN IMMEDIATE"))
+        self.execute_patiently(connection, "BEGIN IMMEDIATE")
 
     def commit(self, connection: sqlite3.Connection) -> None:
         """Commit as soon as all readers have finished. COMMIT is tried in short turns, so that
         Ctrl-C gets through. Between two turns, the transaction keeps its lock."""
-        self.retry_while_locked(lambda: connection.execute("COMMIT"))
-
-    def find_copies(self) -> list[str]:
-        """Return the paths of the working copies beside the database."""
-        import re
-        found = []
-        beside_link = os.path.realpath(os.path.dirname(self.path)), os.path.basename(self.path)
-        # A backup lies beside the link. Each file has one spelling here.
-        for folder, name in {os.path.split(os.path.realpath(self.path)), beside_link}:
-            pattern = re.compile(re.escape(name) + WORKING_COPY)
-            try:
-                found += [os.path.join(folder, other) for other in os.listdir(folder)
-                          if pattern.fullmatch(other)]
-            except OSError:
-                pass  # a directory that this user may enter, and not list
-        return sorted(found)
+        self.execute_patiently(connection, "COMMIT")
 
     # -------------------------------------------------------------- changing by hand
 
@@ -3305,9 +2905,8 @@ class _Database:
         this at once, one creates it, and the others wait for its lock. (To build it under
         another name and then link it would need hard links, which some file systems lack.)
         """
-        real = os.path.realpath(self.path) if os.path.islink(self.path) else self.path
         with self.explained():
-            os.makedirs(os.path.dirname(real), exist_ok=True)
+            os.makedirs(os.path.dirname(_follow_link(self.path)), exist_ok=True)
             with _closing(self.open()) as connection:
                 if self.connect is not sqlite3.connect:  # it may have turned the journal off
                     self.prepare_for_writing(connection)
@@ -3323,13 +2922,8 @@ class _Database:
         """Return whether there is no database yet: no file, or one without any table, such
         as a file of 0 bytes."""
         try:
-            if not os.path.getsize(self.path):
-                return True
-        except (FileNotFoundError, NotADirectoryError):
-            return True
-        try:
             self.read()
-        except _EmptyError:
+        except (_MissingError, _EmptyError):
             return True
         except _LockedError:
             raise
@@ -3360,66 +2954,15 @@ class _Database:
             _forget(connection, version, self.name)
             self.commit(connection)
 
-    # -------------------------------------------------------------- backups
 
-    def back_up(self, ending: str = ".backup") -> str:
-        """Copy the database to a backup beside it, named by the time; return its path."""
-        self.must_exist()
-        for attempt in range(3):
-            new = f"{self.path}-copy-backup-{_unique()}"  # beside its final name, not a link's end
-            try:
-                _create_private(new, self.path, writable=True)
-                self.copy_to(new, _identify(new))
-                if not os.stat(self.path).st_mode & 0o200:
-                    os.chmod(new, os.stat(new).st_mode & ~0o200)
-                return self._place_backup(new, ending)
-            except self.errors + (OSError,) as error:
-                # If `new` is gone, another process, which was about to run a script on a copy,
-                # took ours for a leftover and deleted it. Then try again.
-                if os.path.exists(new) or attempt == 2:
-                    raise MigrationError(f"no backup of {self.name} could be made: "
-                                         f"{self.explain(error)}") from error
-            finally:
-                _remove_database(new)
-        raise AssertionError("unreachable")
-
-    def copy_to(self, path: str, made: tuple[int, int, int] | None = None) -> None:
-        """Copy one state of the database into a new file, or into the empty one that was `made`
-        at the path, and make it durable."""
-        def step(status: int, remaining: int, total: int) -> None:
-            if status & 0xFF in (SQLITE_BUSY, SQLITE_LOCKED):
-                wait.pause()
-            self.report.check_stop()
-            self.report.progress(lambda: f"backup of {self.name}: "
-                                 f"{100 * (total - remaining) // (total or 1)} %")
-
-        wait = _Wait(self)
-        with _closing(self.open()) as source, _closing(self.open(path)) as copy:
-            if made and _identify(path) != made:  # SQLite created one that others may read
-                _remove_database(path)
-                raise FileNotFoundError(errno.ENOENT, "another process removed it", path)
-            copy.execute("PRAGMA journal_mode = OFF").fetchall()  # nothing to roll back to
-            copy.execute("PRAGMA synchronous = OFF").fetchall()  # it is synced when complete
-            source.execute("BEGIN")  # one state from here on, whoever writes meanwhile
-            self.retry_while_locked(
-                lambda: source.execute("SELECT 1 FROM sqlite_master").fetchall())
-            _copy_pages(source, copy, step)
-        self.report.end_progress()
-        if self._durable:
-            _sync(path)
-
-    def _place_backup(self, new: str, ending: str) -> str:
-        """Rename a complete backup to its final name; return that. An empty file reserves the
-        name first, because os.replace() would overwrite a backup that another process has just
-        made. (A hard link would not, but some file systems have none.)"""
-        stamp = _reserve_stamped_name(self.path, ending)
-        try:
-            os.replace(new, self.path + stamp)
-        except BaseException:
-            _remove(self.path + stamp)
-            raise
-        _sync(os.path.dirname(self.path))
-        return self.path_as_given + stamp
+def _check_path(path: str) -> None:
+    """Refuse URLs and ":memory:". Other tools accept them, but here they would become the names
+    of new files."""
+    schemes = ("file:", "sqlite:", "sqlite3:")
+    if not path or "\0" in path or path == ":memory:" or path.lower().startswith(schemes):
+        raise MigrationError(
+            f"{path!r} is not the path of a database file. Nothing was changed. Give the path of "
+            "its file, without a scheme: data/app.db. (A database in memory comes of build_db().)")
 
 
 def _prepare_for_writing(connection: sqlite3.Connection, durable: bool = True) -> str:
@@ -3453,18 +2996,6 @@ def _is_in_wal(database: _Database) -> bool:
         return False
 
 
-def _check_path(path: str) -> None:
-    """Refuse URLs and ":memory:". Other tools accept them, but here they would become the names
-    of new files."""
-    if path and "\0" not in path and path != ":memory:" and not path.lower().startswith(
-            ("file:", "sqlite:", "sqlite3:")):
-        return
-    what = "For a database in memory, call build_db()." if path == ":memory:" else (
-        "Give the path of its file, without a scheme: data/app.db")
-    raise MigrationError(
-        f"{path!r} is not the path of a database file. Nothing was changed. {what}")
-
-
 # This query reads sqlite_master, because a script can delete _meta there with PRAGMA
 # writable_schema. Its own connection still finds the table, but no later one does.
 HAS_META = "SELECT 1 FROM main.sqlite_master WHERE name = '_meta' COLLATE NOCASE"
@@ -3475,17 +3006,178 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return not connection.execute("SELECT 1 FROM main.sqlite_master LIMIT 1").fetchall()
 
 
+def _read_version(connection: sqlite3.Connection, name: str) -> int:
+    """Return the version that `_meta` holds; raise MigrationError if it holds none."""
+    try:
+        rows = connection.execute(SELECT_META).fetchall()
+    except connection.OperationalError as error:
+        if "no such column" in str(error):
+            raise MigrationError(
+                f"{name} has a table _meta that is not fastmigrate's ({error}). Rename it: "
+                "the version of the database is kept in a table of this name.") from None
+        if "no such table" not in str(error):
+            raise
+        if _is_empty(connection):
+            raise _EmptyError(
+                f"{name} is empty. To make it a database at version 0, call "
+                "ensure_versioned_db(), or run fastmigrate with --createdb.") from None
+        raise UnversionedError(
+            f"{name} is unversioned: it has no table _meta. Put it under management with "
+            "enroll_db() or --enroll, or with set_db_version() or --set-version if you "
+            "know its version.") from None
+    if len(rows) == 1 and rows[0][0] == 1 and type(rows[0][1]) is int and rows[0][1] >= 0:
+        return int(rows[0][1])
+    held = ", ".join(repr(row) for row in rows) or "no row"
+    raise MigrationError(
+        f"{name} has a damaged table _meta: it must hold one row, (1, version), and holds {held}. "
+        "Set the version with set_db_version() or --set-version if you know it. Rename the table "
+        "if it is not fastmigrate's.")
+
+
+class _MemoryDatabase(_Database):
+    """A database in memory, which no other process sees: nothing is locked, and nothing
+    outlives this process. Scripts that need a file get one in a temporary directory."""
+
+    def __init__(self, connect: Connect, report: _Report | None = None) -> None:
+        super().__init__("memory", connect=connect, report=report, durable=False)
+        self.name = "the database in memory"
+        self.path = ":memory:"  # each connection to it is to a new, empty database
+        self.connection = self.open()
+        self.connection.executescript(f"{CREATE_META}; INSERT INTO _meta VALUES (1, 0);")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> _MemoryDatabase:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.connection.close()
+        if self._folder:
+            self._folder.cleanup()
+
+    def replay(self, migrations_dir: StrPath, to: int | None = None) -> None:
+        """Run the scripts up to a version."""
+        _replay(self, migrations_dir, to)
+
+    def standing_after(self, script: _Script, version: int) -> str:
+        return "This was a trial in a scratch database: nothing was changed."
+
+    def must_exist(self) -> None:
+        """It does."""
+
+    def find_copies(self) -> list[str]:
+        return []
+
+    def read(self, also: Reader = lambda *details: None) -> tuple[int, Any]:
+        version = _read_version(self.connection, self.name)
+        return version, also(self.connection, version)
+
+    def writing(self) -> _closing:
+        _prepare_for_writing(self.connection, durable=False)
+        self.connection.execute("BEGIN")
+        return _closing(self.connection, self.renew)
+
+    def renew(self, source: sqlite3.Connection | None = None) -> None:
+        """Copy the database, or another one, to a new connection, and close the old one: to get
+        rid of the temporary tables, attached databases and settings that a script left in it,
+        and because the page size of a database in memory cannot change."""
+        old, self.connection = self.connection, self.open()
+        if old.in_transaction:
+            old.execute("ROLLBACK")
+        old.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
+        _copy_pages(source or old, self.connection)
+        old.close()
+
+    def working_copy(self, label: str, tick: Callable[[], None]) -> _WorkingCopy:
+        import tempfile
+        if not self._folder:
+            self._folder = tempfile.TemporaryDirectory(prefix="fastmigrate-")
+        return _MemoryCopy(self, os.path.join(self._folder.name, f"scratch.db-{label}"), tick)
+
+
+# -------------------------------------------------------------- waiting
+
+
+class _LockedError(MigrationError):
+    """Another connection has held the database for longer than the timeout."""
+
+    remedy = "Wait for it to finish, or raise timeout=, or --timeout"
+
+    def __init__(self, who: str, state: str = "Nothing was changed.") -> None:
+        super().__init__(f"database is locked: {who}. {state} {self.remedy}, then run this again.")
+        self.who = who
+
+
+class _Wait:
+    """One wait for a lock that another connection holds. It warns once, and raises when the
+    time is up. If the version changes or another script runs, the other process is making
+    progress: then the time begins anew, and the next warning is due."""
+
+    def __init__(self, database: _Database) -> None:
+        self._database = database
+        self._since = self._looked = time.monotonic()
+        self._reported = False
+        self._seen: tuple[str, object] | None = None  # who held it, and the version
+
+    def pause(self) -> None:
+        """Wait for a moment; raise MigrationError if the time is up."""
+        database, now = self._database, time.monotonic()
+        database.report.check_stop()
+        if now - self._looked > 0.5 or now - self._since >= database.timeout:
+            seen, self._looked = self._look(), now
+            if self._seen and seen != self._seen:
+                self._since, self._reported = now, False
+            self._seen, holder = seen, seen[0]
+            if now - self._since >= database.timeout:
+                raise _LockedError(f"{holder} has held {database.name} for more than "
+                                   f"{database.timeout:g} s")
+            if not self._reported:
+                self._reported = True
+                database.report.warn(f"waiting up to {database.timeout:g} s: {holder} holds "
+                                     f"{database.name}")
+        time.sleep(POLL_SECONDS * (0.5 + os.urandom(1)[0] / 256))  # not in step with others
+
+    def _look(self) -> tuple[str, object]:
+        """Return who holds the database, and its version, None if that cannot be read."""
+        database, holder, version = self._database, "another connection", None
+        try:
+            with _closing(database.open_at_once()) as connection:
+                version = connection.execute(SELECT_META).fetchall()
+        except database.errors:
+            pass
+        for path in database.find_copies():
+            number, process = path.rpartition("-copy-")[2].split("-")[:2]
+            if number.isdecimal() and process != str(os.getpid()):
+                holder = f"process {process}, which runs the script {number},"
+        return holder, version
+
+
+def _is_locked(error: BaseException) -> bool:
+    """Return whether SQLite failed because of a lock, so that it makes sense to try again. (The
+    text of a _LockedError begins alike, but then the time is up.)"""
+    return not isinstance(error, MigrationError) and str(error).startswith((
+        "database is locked", "database table is locked", "database schema is locked",
+        "locking protocol"))
+
+
 # -------------------------------------------------------------- the sqlite3 module
+
+
+def _collect_on_pypy() -> None:
+    """End the statements and connections that nobody refers to any more, because they keep their
+    locks. An application's `connect` may have left some. CPython ends them by itself."""
+    if IS_PYPY:
+        import gc
+        gc.collect()
 
 
 def _copy_pages(source: sqlite3.Connection, target: sqlite3.Connection,
                 progress: Callable[[int, int, int], None] | None = None,
-                pages: int = BACKUP_PAGES) -> None:
+                pages: int = 0) -> None:
     """Copy a database over another. `progress` is called after each step of so many pages. If
     its status is SQLITE_BUSY or SQLITE_LOCKED, it must wait for a moment or raise, because the
     backup tries again at once."""
     try:
-        source.backup(target, pages=pages, progress=progress, sleep=0)
+        source.backup(target, pages=pages or BACKUP_PAGES, progress=progress, sleep=0)
     except AttributeError:  # PyPy fails to build its error
         raise target._get_exception() from None  # type: ignore[attr-defined]
 
@@ -3520,255 +3212,133 @@ def _as_progress_handler(tick: Callable[[], None]) -> Callable[[], Any]:
     return interrupts
 
 
-class _MemoryDatabase(_Database):
-    """A database in memory, which no other process sees: nothing is locked, and nothing
-    outlives this process. Scripts that need a file get one in a temporary directory."""
-
-    def __init__(self, connect: Connect, report: _Report | None = None) -> None:
-        super().__init__("memory", connect=connect, report=report, durable=False)
-        self.name = "the database in memory"
-        self.connection = self.open()
-        self.connection.executescript(f"{CREATE_META}; INSERT INTO _meta VALUES (1, 0);")
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def open(self, path: str = "") -> sqlite3.Connection:
-        """Connect to a new, empty database in memory, or to a working copy."""
-        return super().open(path or ":memory:")
-
-    def open_at_once(self) -> sqlite3.Connection:
-        return self.open()
-
-    def __enter__(self) -> _MemoryDatabase:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.connection.close()
-        if self._folder:
-            self._folder.cleanup()
-
-    def replay(self, migrations_dir: StrPath, to: int | None = None) -> None:
-        """Run the scripts up to a version."""
-        _replay(self, migrations_dir, to)
-
-    def standing_after(self, script: _Script, version: int) -> str:
-        return "This was a trial in a scratch database: nothing was changed."
-
-    def must_exist(self) -> None:
-        """It does."""
-
-    def find_copies(self) -> list[str]:
-        return []
-
-    def read(self, also: Reader = lambda connection, version: None,
-             unenforced: bool = False) -> tuple[int, Any]:
-        version = _read_version(self.connection, self.name)
-        return version, also(self.connection, version)
-
-    def writing(self) -> _closing:
-        _prepare_for_writing(self.connection, durable=False)
-        self.connection.execute("BEGIN")
-        return _closing(self.connection, self.renew)
-
-    def renew(self, source: sqlite3.Connection | None = None) -> None:
-        """Copy the database, or another one, to a new connection, and close the old one: to get
-        rid of the temporary tables, attached databases and settings that a script left in it,
-        and because the page size of a database in memory cannot change."""
-        old, self.connection = self.connection, self.open()
-        if old.in_transaction:
-            old.execute("ROLLBACK")
-        old.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
-        _copy_pages(source or old, self.connection)
-        old.close()
-
-    def working_copy(self, label: str, tick: Callable[[], None]) -> _WorkingCopy:
-        import tempfile
-        if not self._folder:
-            self._folder = tempfile.TemporaryDirectory(prefix="fastmigrate-")
-        return _MemoryCopy(self, os.path.join(self._folder.name, f"scratch.db-{label}"), tick)
-
-
-class _LockedError(MigrationError):
-    """Another connection has held the database for longer than the timeout."""
-
-    remedy = "Wait for it to finish, or raise timeout=, or --timeout"
-
-    def __init__(self, who: str, state: str = "Nothing was changed.") -> None:
-        super().__init__(f"database is locked: {who}. {state} {self.remedy}, then run this again.")
-        self.who = who
-
-
-class _Wait:
-    """One wait for a lock that another connection holds. It warns once, and raises when the
-    time is up. If the version changes or another script runs, the other process is making
-    progress: then the time begins anew, and the next warning is due."""
-
-    def __init__(self, database: _Database) -> None:
-        self._database = database
-        self._since = self._looked = time.monotonic()
-        self._reported = False
-        self._seen: tuple[str, object] | None = None  # who held it, and the version
-
-    def pause(self) -> None:
-        """Wait for a moment; raise MigrationError if the time is up."""
-        database, now = self._database, time.monotonic()
-        database.report.check_stop()
-        if now - self._looked > min(0.5, database.timeout) or now - self._since > database.timeout:
-            self._looked = now
-            seen = self._look()
-            if self._seen is not None and seen != self._seen:
-                self._since, self._reported = now, False
-            self._seen = seen
-        waited = now - self._since
-        holder = self._seen[0] if self._seen else "another connection"
-        if waited >= database.timeout:
-            raise _LockedError(f"{holder} has held {database.name} for more than "
-                               f"{database.timeout:g} s")
-        if waited > 0.5 and not self._reported:
-            self._reported = True
-            database.report.warn(f"waiting up to {database.timeout:g} s: {holder} holds "
-                                 f"{database.name}")
-        time.sleep(POLL_SECONDS * (0.5 + os.urandom(1)[0] / 256))  # not in step with others
-
-    def _look(self) -> tuple[str, object]:
-        database = self._database
-        version = None
-        try:
-            with _closing(database.open_at_once()) as connection:
-                version = connection.execute(SELECT_META).fetchall()
-        except database.errors:
-            pass
-        holder = "another connection"
-        for path in database.find_copies():
-            number, process = path.rpartition("-copy-")[2].split("-")[:2]
-            if number.isdecimal() and process != str(os.getpid()):
-                holder = f"process {process}, which runs the script {number},"
-        return holder, version
-
-
-def _uri(path: PurePath) -> str:
-    """Return the URI of a file as SQLite reads it. SQLite rejects a host name in a URI, so a
-    Windows share \\\\host\\dir becomes file:////host/dir."""
-    from urllib.parse import quote
-    text = path.as_posix()
-    return "file://" + "/" * (text[:1] != "/") + quote(os.fsencode(text), safe="/:")
-
-
 def _is_damage(error: BaseException | None) -> bool:
     return any(sign in str(error) for sign in ("not a database", "malformed"))
 
 
-def _is_locked(error: BaseException) -> bool:
-    """Return whether SQLite failed because of a lock, so that it makes sense to try again. (The
-    text of a _LockedError begins alike, but then the time is up.)"""
-    return not isinstance(error, MigrationError) and str(error).startswith((
-        "database is locked", "database table is locked", "database schema is locked",
-        "locking protocol"))
+# -------------------------------------------------------------- backups
 
 
-def _read_version(connection: sqlite3.Connection, name: str) -> int:
-    """Return the version that `_meta` holds; raise MigrationError if it holds none."""
+def _back_up(database: _Database, ending: str = ".backup") -> str:
+    """Copy the database to a backup beside it, named by the time; return its path."""
+    database.must_exist()
+    for tries_left in (2, 1, 0):
+        # Beside its final name, which is not where a link leads.
+        new = f"{database.path}-copy-backup-{_unique()}"
+        try:
+            _copy_database(database, new)
+            return _place_backup(database, new, ending)
+        except database.errors + (OSError,) as error:
+            # If `new` is gone, another process, which was about to run a script on a copy,
+            # took ours for a leftover and deleted it. Then try again.
+            if os.path.exists(new) or not tries_left:
+                raise MigrationError(f"no backup of {database.name} could be made: "
+                                     f"{database.explain(error)}") from error
+        finally:
+            _remove_database(new)
+    raise AssertionError("unreachable")
+
+
+def _copy_database(database: _Database, path: str) -> None:
+    """Copy one state of the database into a new, private file, and make that durable."""
+    def step(status: int, remaining: int, total: int) -> None:
+        if status & 0xFF in (SQLITE_BUSY, SQLITE_LOCKED):
+            wait.pause()
+        database.report.check_stop()
+        database.report.progress(lambda: f"backup of {database.name}: "
+                                 f"{100 * (total - remaining) // (total or 1)} %")
+
+    wait = _Wait(database)
+    _create_private(path, database.path)
+    made = _identify(path)
+    with _closing(database.open()) as source, _closing(database.open(path)) as copy:
+        if _identify(path) != made:  # SQLite created one that others may read
+            _remove_database(path)
+            raise FileNotFoundError(errno.ENOENT, "another process removed it", path)
+        copy.execute("PRAGMA journal_mode = OFF").fetchall()  # nothing to roll back to
+        copy.execute("PRAGMA synchronous = OFF").fetchall()  # it is synced when complete
+        source.execute("BEGIN")  # one state from here on, whoever writes meanwhile
+        database.execute_patiently(source, "SELECT 1 FROM sqlite_master")
+        _copy_pages(source, copy, step)
+    database.report.end_progress()
+    if database.durable:
+        _sync(path)
+
+
+def _place_backup(database: _Database, new: str, ending: str) -> str:
+    """Rename a complete backup to its final name; return that. An empty file reserves the name
+    first, because os.replace() would overwrite a backup that another process has just made. (A
+    hard link would not, but some file systems have none.)"""
+    stamp = _reserve_stamped_name(database.path, ending)
     try:
-        rows = connection.execute(SELECT_META).fetchall()
-    except connection.OperationalError as error:
-        if "no such table" in str(error):
-            if _is_empty(connection):
-                raise _EmptyError(
-                    f"{name} is empty. To make it a database at version 0, call "
-                    "ensure_versioned_db(), or run fastmigrate with --createdb.") from None
-            raise UnversionedError(
-                f"{name} is unversioned: it has no table _meta. Put it under management with "
-                "enroll_db() or --enroll, or with set_db_version() or --set-version if you "
-                "know its version.") from None
-        if "no such column" in str(error):
-            raise MigrationError(
-                f"{name} has a table _meta that is not fastmigrate's ({error}). Rename it: "
-                "the version of the database is kept in a table of this name.") from None
+        os.replace(new, database.path + stamp)
+    except BaseException:
+        _remove(database.path + stamp)
         raise
-    if len(rows) == 1 and rows[0][0] == 1 and type(rows[0][1]) is int and rows[0][1] >= 0:
-        return int(rows[0][1])
-    held = ", ".join(repr(row) for row in rows) or "no row"
-    can_be_set = not rows or len(rows) == 1 and rows[0][0] == 1
-    remedy = ("Set the version with set_db_version() or --set-version if you know it."
-              if can_be_set else "Delete its other rows, or rename it if it is not fastmigrate's.")
-    raise MigrationError(f"{name} has a damaged table _meta: it must hold one row, (1, version), "
-                         f"and holds {held}. {remedy}")
+    _sync(os.path.dirname(database.path))
+    return database.path_as_given + stamp
 
 
 # -------------------------------------------------------------- restoring
 
 
+SIDE_FILES = ("-shm", "-wal", "-journal")  # what SQLite may keep beside a database
+
+
 def _restore(database: _Database, backup: str) -> int:
-    """Replace the content of the database by that of a backup; return its version.
-
-    The locks and the steps are those of a script on a working copy (see _WorkingCopy). The old
-    content is kept beside the database, in a file with the ending .before-restore.
-    """
+    """Replace the content of the database by that of a backup; return its version. The steps are
+    those of a script on a working copy (see _WorkingCopy). The old content is kept in a file with
+    the ending .before-restore. A database that SQLite cannot read becomes that file itself."""
     source = _Database(backup, database.timeout, database.connect, database.report)
-    if not os.path.exists(source.path):
-        raise _MissingError(f"there is no backup {backup}. Nothing was changed.")
-    if os.path.isdir(source.path):
-        raise MigrationError(f"{backup} is a directory, not a backup. Nothing was changed. Name "
-                             "the file of a backup.")
-    if os.path.exists(database.path) and os.path.samefile(source.path, database.path):
-        raise MigrationError(f"{backup} is the database itself. Nothing was changed. Name a "
-                             "backup of it.")
-    if os.path.isdir(database.path):
-        database.must_exist()  # which says so
-    version, kept, aside = _read_sound_version(source), list[str](), ""
-    with database.explained(changes=True):
-        created = not os.path.exists(database.path)
-        try:
-            if created:
-                real = os.path.realpath(database.path)
-                os.makedirs(os.path.dirname(real), exist_ok=True)
-                _create_private(real, source.path, writable=True)
-            elif os.path.getsize(database.path) and _is_unreadable(database):
-                with _closing(_lock_unreadable(database)):
-                    aside = _keep_bytes(database)
-                    # By name, because closing a descriptor would drop this process's locks.
-                    os.truncate(database.path, 0)
-                _remove(*(database.path + end for end in ("-journal", "-wal", "-shm")))
-            _leave_wal_for(database, source)
-            copy = database.working_copy("restore", lambda: None)
+    _check_places(source, database)
+    version = _read_sound_version(source)
+    file, aside, kept = _follow_link(database.path_as_given), "", list[str]()
+    copy = database.working_copy("restore", lambda: None)
 
-            def work(reader: sqlite3.Connection) -> int:
-                copy.remove_leftovers()
-                if not _is_empty(reader):
-                    kept.append(database.back_up(".before-restore"))
-                with _closing(source.open()) as backed_up:
-                    copy.fill_from(backed_up)
-                return version
-
-            copy.replace_database(work)
-        except _CopyRejected as error:
-            raise MigrationError(f"{backup} cannot replace {database.name} in WAL mode: {error}. "
-                                 f"{database.standing()} Leave WAL mode, then run this again."
-                                 ) from error
-        except BaseException as error:
-            if isinstance(error, _LockedError):  # nothing was replaced: nothing needs to be kept
-                _remove(*kept)
-                kept.clear()
-            if created:
-                _remove_if_empty(database)
-            if aside and database.is_missing():
-                _put_back(database.path, database.path + aside)
-                aside = ""
-            raise
-        finally:
-            for path in (*kept, *([database.path_as_given + aside] if aside else ())):
-                database.report.result(f"What {database.name} held is kept in {path}")
+    def work(reader: sqlite3.Connection) -> int:
+        copy.remove_leftovers()
+        if not _is_empty(reader):
+            kept.append(_back_up(database, ".before-restore"))
+        with _closing(source.open()) as backed_up:
+            copy.fill_from(backed_up)
         return version
 
+    with database.explained(changes=True):
+        if os.path.exists(file) and _is_unreadable(database):
+            aside = file + _reserve_stamped_name(file, ".before-restore")
+            kept.append(aside)
+        is_new = bool(aside) or not os.path.exists(file)
+        try:
+            if aside:
+                # The file goes last, because SQLite deletes a log or a journal that lies alone.
+                _rename_files(file, aside, (*SIDE_FILES, ""))
+            if is_new:
+                os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
+                _create_private(file, aside or source.path)
+            _match_page_size(database, source)
+            copy.replace_database(work)
+        except BaseException as error:
+            if is_new and _put_back(database, file, aside):
+                kept.clear()
+            if isinstance(error, _CopyRejected):
+                raise MigrationError(f"{backup} cannot replace {database.name}: {error}. "
+                                     f"{database.standing()} Run this again.") from error
+            raise
+        finally:
+            for path in kept:
+                database.report.result(f"What {database.name} held is kept in {path}")
+    return version
 
-def _remove_if_empty(database: _Database) -> None:
-    """Remove a database without any table, unless another process has begun to use it."""
-    try:
-        with _closing(database.open()) as connection:
-            connection.execute("BEGIN EXCLUSIVE")
-            if _is_empty(connection):
-                _remove_database(database.path)
-    except database.errors:
-        pass
+
+def _check_places(source: _Database, database: _Database) -> None:
+    """Check that a backup is a file, and another one than the database."""
+    if not os.path.isfile(source.path):
+        raise _MissingError(f"there is no backup {source.name}. Nothing was changed.")
+    if os.path.exists(database.path):
+        database.must_exist()  # as a file, not as a directory
+        if os.path.samefile(source.path, database.path):
+            raise MigrationError(f"{source.name} is the database itself. Nothing was changed. "
+                                 "Name a backup of it.")
 
 
 def _is_unreadable(database: _Database) -> bool:
@@ -3782,102 +3352,77 @@ def _is_unreadable(database: _Database) -> bool:
     return False
 
 
-def _lock_unreadable(database: _Database) -> sqlite3.Connection:
-    """Return a connection that keeps others, who may be able to read what we cannot, from
-    writing, as far as it can be locked. In WAL mode it must not be, because the end of the
-    connection would empty the log into the file."""
-    connection = database.open()
+def _put_back(database: _Database, file: str, aside: str) -> bool:
+    """Remove the new file of a restore that failed, or put back what was set aside for it.
+    Return False if there is a database now, which another process has created meanwhile."""
     try:
-        if not os.path.exists(database.path + "-wal"):
-            database.retry_while_locked(lambda: connection.execute("BEGIN EXCLUSIVE"))
-    except _LockedError:
-        connection.close()
-        raise
-    except database.errors:
-        pass  # it is so damaged that it cannot even be locked
-    return connection
+        if aside and not os.path.getsize(aside):  # this is still what reserved the name
+            os.unlink(aside)
+        else:
+            with _closing(database.open()) as connection:
+                if not _is_empty(connection):
+                    return False
+                _journal_mode(connection, "MEMORY")  # no file: the disk may be full
+                connection.execute("BEGIN EXCLUSIVE")
+                if not _is_empty(connection):
+                    return False
+                if aside:
+                    os.replace(aside, file)  # while the lock keeps others out
+                else:
+                    _remove_database(file)
+        if aside:
+            _rename_files(aside, file, SIDE_FILES)
+        return True
+    except database.errors + (OSError,):
+        return False
 
 
-def _keep_bytes(database: _Database) -> str:
-    """Copy a database and its log byte for byte to a file that ends in .before-restore. Return
-    what the name of that has beyond that of the database."""
-    kept = _reserve_stamped_name(database.path, ".before-restore")
-    try:
-        for end in ("", "-wal"):
-            if os.path.exists(database.path + end):
-                if end:
-                    _create_private(database.path + kept + end, database.path)
-                _copy_bytes(database.path + end, database.path + kept + end)
-                _sync(database.path + kept + end)
-        _sync(os.path.dirname(database.path))
-    except BaseException:
-        _remove(database.path + kept, database.path + kept + "-wal")
-        raise
-    return kept
+def _rename_files(old: str, new: str, ends: Iterable[str]) -> None:
+    """Rename those files of a database that exist."""
+    for end in ends:
+        if os.path.exists(old + end):
+            os.replace(old + end, new + end)
+    _sync(os.path.dirname(new) or ".")
 
 
-def _put_back(path: str, kept: str) -> None:
-    """Fill a database that was emptied with what _keep_bytes() has kept, and remove that. It is
-    still the same file, which others may have open and links may lead to."""
-    _remove(*(path + end for end in ("-journal", "-wal", "-shm")))
-    for end in ("-wal", ""):
-        if os.path.exists(kept + end):
-            _copy_bytes(kept + end, path + end)
-            _sync(path + end)
-    _remove(kept, kept + "-wal")
-
-
-def _leave_wal_for(database: _Database, source: _Database) -> None:
-    """Leave WAL mode if the backup has another page size, which SQLite does not change in WAL
-    mode; raise if that fails. Leave it also if the backup is not in WAL mode, but ignore a
-    failure then, because the restore works without it."""
-    with _closing(source.open()) as backup:
-        mode = _journal_mode(backup)
-        size = backup.execute("PRAGMA page_size").fetchall()
-    with _closing(database.open()) as connection:
-        if database.retry_while_locked(lambda: _journal_mode(connection)) != "wal":
-            return
-        sizes_differ = connection.execute("PRAGMA page_size").fetchall() != size
-        try:
-            if sizes_differ:
-                database.retry_while_locked(lambda: _journal_mode(connection, "DELETE"))
-            elif mode != "wal":
+def _match_page_size(database: _Database, source: _Database) -> None:
+    """Leave WAL mode if a backup has another page size, which SQLite does not change in it."""
+    with _closing(database.open()) as connection, _closing(source.open()) as backup:
+        def match() -> None:
+            sizes = [each.execute("PRAGMA page_size").fetchall() for each in (connection, backup)]
+            if sizes[0] != sizes[1] and _journal_mode(connection) == "wal":
                 _journal_mode(connection, "DELETE")
-        except database.errors:
-            if sizes_differ:
-                raise
+
+        database.retry_while_locked(match)
 
 
 def _read_sound_version(source: _Database) -> int:
     """Return the version of a backup. Raise MigrationError if it is no database that can be
     restored."""
-    def check(connection: sqlite3.Connection, version: int) -> None:
-        try:
-            damage = _find_damage(connection)
-        except source.errors as error:
-            if not str(error).startswith(("no such", "unknown function")):
-                raise
-            source.report.warn(f"{source.name} could not be checked to its end ({error}): give "
-                               "a connect that provides it")
-            return
-        if damage:
-            raise sqlite3.DatabaseError(f"database disk image is malformed: {damage}")
-
+    version = 0
     try:
-        return source.read(check)[0]
+        version, damage = source.read(lambda connection, version: _find_damage(connection))
+        trouble = damage and f"it is damaged ({damage})"
     except MigrationError as error:
-        why = ("it is empty" if isinstance(error, _EmptyError)
-               else "it has no version" if isinstance(error, UnversionedError)
-               else _reason(error.__cause__ or error, source.name, source.errors))
-        raise MigrationError(f"{source.name} is no backup to restore: {why}. Nothing was changed. "
-                             "Name another one.") from error
+        trouble = str(error).split(". ")[0]  # the rest is advice for a database, not for a backup
+    if trouble:
+        raise MigrationError(f"{source.name} is no backup to restore: {trouble}. Nothing was "
+                             "changed. Name another one.")
+    return version
 
 
 def _find_damage(connection: sqlite3.Connection) -> str:
-    """Return what is damaged in a database, "" if nothing is. A row that breaks a constraint
-    of its table is no damage: scripts can put such rows in."""
+    """Return what is damaged in a database, "" if nothing is. Two things are no damage: a row
+    that breaks a constraint of its table, because scripts can put such rows in; and a function
+    that is missing here, because the application has it."""
     connection.execute("PRAGMA ignore_check_constraints = ON").fetchall()
-    for line, in connection.execute("PRAGMA main.quick_check").fetchall():
+    try:
+        lines = connection.execute("PRAGMA main.quick_check").fetchall()
+    except connection.Error as error:
+        if str(error).startswith(("no such", "unknown function")):
+            return ""
+        raise
+    for line, in lines:
         about_rows = line.startswith(("NULL value in", "CHECK constraint failed")) or (
             " value in " in line and not line.startswith("***"))
         if line != "ok" and not about_rows:
@@ -3888,27 +3433,18 @@ def _find_damage(connection: sqlite3.Connection) -> str:
 # -------------------------------------------------------------- files
 
 
-def _create_private(path: str, like: str, writable: bool = False) -> None:
-    """Create an empty file. No user can read it who cannot read the file `like`."""
+def _create_private(path: str, like: str) -> None:
+    """Create an empty file. No user but its owner can read it who cannot read the file `like`."""
     status = os.stat(like)
-    mode = status.st_mode & 0o777 | (0o600 if writable else 0)
+    mode = status.st_mode & 0o777 | 0o600
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags, mode & 0o600)
     try:
         if os.name == "posix":
-            made = os.fstat(descriptor)
-            for owner in (status.st_uid, -1):  # only root can change the owner too
-                if (made.st_uid, made.st_gid) == (status.st_uid, status.st_gid):
-                    break
-                try:
-                    os.fchown(descriptor, owner, status.st_gid)
-                    break
-                except OSError:
-                    pass
-            else:
-                mode &= 0o707  # the file got another group, which must not read it
-            if _has_access_list(like) or _has_access_list(path):
-                mode &= 0o707  # with such a list, these bits are its mask, not the group's rights
+            # In an access list, the bits of the group are a mask, not the rights of the group.
+            if (not _share_group(descriptor, status)
+                    or _has_access_list(like) or _has_access_list(path)):
+                mode &= 0o707
             if os.fstat(descriptor).st_mode & 0o777 != mode:
                 try:
                     os.fchmod(descriptor, mode)
@@ -3919,6 +3455,26 @@ def _create_private(path: str, like: str, writable: bool = False) -> None:
         raise
     finally:
         os.close(descriptor)
+
+
+def _share_group(descriptor: int, status: os.stat_result) -> bool:
+    """Give an open file the owner and the group of another file; return whether it has the
+    group now."""
+    for owner in (status.st_uid, -1):  # only root can change the owner too
+        try:
+            os.fchown(descriptor, owner, status.st_gid)
+            break
+        except OSError:
+            pass
+    return os.fstat(descriptor).st_gid == status.st_gid
+
+
+def _has_access_list(path: str) -> bool:
+    """Return whether a file has a POSIX access control list."""
+    try:
+        return bool(os.getxattr(path, "system.posix_acl_access"))
+    except (OSError, AttributeError):
+        return False
 
 
 def _reserve_stamped_name(path: str, ending: str) -> str:
@@ -3934,21 +3490,9 @@ def _reserve_stamped_name(path: str, ending: str) -> str:
             now += 1  # two in one second: this one takes the next
 
 
-def _has_access_list(path: str) -> bool:
-    """Return whether a file has a POSIX access control list."""
-    try:
-        return bool(os.getxattr(path, "system.posix_acl_access"))
-    except (OSError, AttributeError):
-        return False
-
-
-def _copy_bytes(source: str, target: str) -> None:
-    """Copy a file as it is. The source is left open until the process ends: if it is a
-    database, closing it would drop every lock that this process holds on it."""
-    descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    with open(target, "wb") as file:
-        while data := os.read(descriptor, BLOCK):
-            file.write(data)
+def _follow_link(path: str) -> str:
+    """Return where a path leads if it is a link. (Any other path keeps its own spelling.)"""
+    return os.path.realpath(path) if os.path.islink(path) else path
 
 
 def _sync(path: str) -> None:
@@ -3983,10 +3527,7 @@ def _remove(*paths: str) -> None:
 def _remove_database(path: str) -> None:
     """Remove a database with its -journal, -wal and -shm; ignore what cannot be removed. (On
     Windows a file that is open stays, and the next run tries again.)"""
-    if os.path.isdir(path) and not os.path.islink(path):
-        import shutil
-        shutil.rmtree(path, ignore_errors=True)  # a script made a directory there
-    for end in ("", "-journal", "-wal", "-shm"):
+    for end in ("", *SIDE_FILES):
         try:
             os.unlink(path + end)
         except OSError:
@@ -3996,7 +3537,7 @@ def _remove_database(path: str) -> None:
 # ------------------------------------------------------------------ processes
 
 
-KILL_SECONDS = 0.5  # between asking a script to end and ending it
+TURN_SECONDS = 0.5  # for so long at a time a script is waited for
 
 
 def _run_process(run: _Run, script: _Script, path: str) -> str:
@@ -4006,43 +3547,37 @@ def _run_process(run: _Run, script: _Script, path: str) -> str:
     Raises: _ScriptFailed.
     """
     import subprocess
-    report, command = run.database.report, _interpreter(script)
-    posix = os.name == "posix"
-    with _output_file(os.path.dirname(path)) as output:
-        shown = None if report.shows_output else output
-        # The script and its child processes inherit `held`, and write nothing to it. `alive` is
-        # at end of file when the last of them has exited: that is what poll() waits for.
-        alive, held = os.pipe()
-        started: list[subprocess.Popen[bytes]] = []
+    import tempfile
+    command, posix = [*_interpreter(script), path], os.name == "posix"
+    started: list[subprocess.Popen[bytes]] = []
+    # The script and its child processes inherit `held`, and write nothing to it. `alive` is at
+    # end of file when the last of them has exited: that is what poll() waits for.
+    alive_end, held_end = os.pipe()
+    # The output is kept beside the copy, because a system may have no temporary directory.
+    with open(alive_end, "rb", 0) as alive, tempfile.TemporaryFile(
+            dir=os.path.dirname(path)) as output:
+        shown = None if run.database.report.shows_output else output
         try:
-            try:
-                _start(started, [*command, path], stdin=subprocess.DEVNULL, stdout=shown,
-                       stderr=shown, start_new_session=posix, env=_environment(run, script),
-                       pass_fds=(held,) if posix else ())
-            except (OSError, ValueError) as error:
-                reason = error.strerror if isinstance(error, OSError) else error
-                raise _ScriptFailed(
-                    script, "{} cannot be run: {}".format(command[0].replace("\0", "\\0"), reason),
-                    remedy="Install it, or name another one in the script's first line") from None
-            finally:
-                os.close(held)
-            failed = _wait_for(run, script, started[0], alive)
+            with open(held_end, "wb", 0) as held:
+                failed = _start(
+                    started, command, stdin=subprocess.DEVNULL, stdout=shown, stderr=shown,
+                    env=_environment(run, script), start_new_session=posix,
+                    pass_fds=(held.fileno(),) if posix else ())
+            failed = failed or _wait_for(run, script, started[0], alive)
         except BaseException:
             for process in started:
                 _terminate(process, alive)
             raise
-        finally:
-            os.close(alive)
         tail = _tail(output)
+    if failed and "database is locked" in tail:
+        tail += "\n" + _WORKS_ON_COPY.format(run.database.name)
     if failed:
-        hint = "\n" + _WORKS_ON_COPY.format(run.database.name) if (
-            "database is locked" in tail) else ""
-        raise _ScriptFailed(script, failed, output=tail + hint)
+        raise _ScriptFailed(script, f"{failed}\n{tail}")
     return tail
 
 
-def _start(started: list[subprocess.Popen[bytes]], command: list[str], **options: Any) -> None:
-    """Start a process and append it to `started`.
+def _start(started: list[subprocess.Popen[bytes]], command: list[str], **options: Any) -> str:
+    """Start a process and append it to `started`. Return why that failed, "" if it did not.
 
     A KeyboardInterrupt between the start and the append would leave a process that nobody
     could end. So a thread starts it, because Python raises KeyboardInterrupt in the main
@@ -4051,85 +3586,84 @@ def _start(started: list[subprocess.Popen[bytes]], command: list[str], **options
     import subprocess
     import threading
     errors: list[Exception] = []
-    wanted: list[bool] = []
-    go, finished = threading.Event(), threading.Event()
+    begun, cancelled, finished = threading.Event(), threading.Event(), threading.Event()
 
     def start() -> None:
-        go.wait()
+        begun.set()
         try:
-            if wanted:
+            if not cancelled.is_set():
                 started.append(subprocess.Popen(command, **options))
-        except (OSError, ValueError) as error:  # a NUL character in the first line, say
+        except Exception as error:
             errors.append(error)
         finally:
             finished.set()
 
     try:
-        try:
-            threading.Thread(target=start, daemon=True).start()
-        except RuntimeError as error:  # a limit on the number of processes
-            raise OSError(errno.EAGAIN, str(error)) from None
-        wanted.append(True)  # an interrupt before this line starts nothing
-        go.set()
+        threading.Thread(target=start, daemon=True).start()
         finished.wait()
+    except RuntimeError as error:  # a limit on the number of processes
+        errors.append(error)
     finally:
-        go.set()
-        while wanted and not finished.is_set():
+        # An interrupt may have come before the thread has begun. Then it will start nothing. If
+        # it has begun, it is waited for.
+        cancelled.set()
+        while begun.is_set() and not finished.is_set():
             try:
                 finished.wait()
             except KeyboardInterrupt:
                 pass  # one is on its way already
-    if errors:
-        raise errors[0]
+    if not errors:
+        return ""
+    reason = getattr(errors[0], "strerror", errors[0])
+    return (f"{command[0]} cannot be run: {reason}. Install it, or name another one in the "
+            "script's first line")
 
 
-def _wait_for(run: _Run, script: _Script, process: subprocess.Popen[bytes], alive: int) -> str:
+def _wait_for(run: _Run, script: _Script, process: subprocess.Popen[bytes],
+              alive: IO[bytes]) -> str:
     """Wait until a script, and all that it started, have exited. Return how it failed, "" if
     it did not."""
-    timeout = run.database.timeout
-    while not _wait_until_exited(process, alive, 0.5) and process.poll() is None:
+    while not _wait_until_exited(process, alive) and process.poll() is None:
         run.tick()
-    failed = _describe_exit(process.wait())
+    status = process.wait()
+    failed = f"it failed with exit status {status}" if status else ""
+    if status < 0:
+        import signal
+        names = {number.value: number.name for number in signal.Signals}
+        failed = f"it was killed by {names.get(-status, f'signal {-status}')}"
+    timeout = run.database.timeout
+    deadline = time.monotonic() + timeout
+    while not failed and not _wait_until_exited(process, alive):
+        run.tick()
+        run.database.report.warn(f"{script.name} has ended, but not all processes that it "
+                                 f"started: waiting up to {timeout:g} s for them")
+        if time.monotonic() > deadline:
+            failed = f"it ended, but processes that it started did not, for {timeout:g} s"
     if failed:
         _terminate(process, alive)
-        return failed
-    if _wait_until_exited(process, alive, min(0.5, timeout)):
-        return ""
-    run.database.report.warn(f"{script.name} has ended, but not all processes that it started: "
-                             f"waiting up to {timeout:g} s for them")
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if _wait_until_exited(process, alive, min(0.5, deadline - time.monotonic())):
-            return ""
-        run.tick()
-    _terminate(process, alive)
-    return f"it ended, but processes that it started did not, for {timeout:g} s"
+    return failed
 
 
-def _wait_until_exited(process: subprocess.Popen[bytes], alive: int, timeout: float) -> bool:
-    """Return whether a script, and all that it started, exit within the time in seconds.
+def _wait_until_exited(process: subprocess.Popen[bytes], alive: IO[bytes]) -> bool:
+    """Wait for TURN_SECONDS at most; return whether a script, and all that it started, have
+    exited.
 
     A process belongs to the script if it holds the other end of the pipe `alive` or is in the
     script's process group. Either alone misses some: Python's subprocess closes the pipe in a
     child, and a child with a new session leaves the group. (On Windows only the script itself
     counts.)
     """
+    deadline = time.monotonic() + TURN_SECONDS
     if os.name == "posix":
         import select
-        poll, deadline = select.poll(), time.monotonic() + min(timeout, 1e6)
+        poll = select.poll()
         poll.register(alive, select.POLLIN)
-        if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
+        if not poll.poll(1000 * TURN_SECONDS):
             return False
-        while process.poll() is None or _is_group_alive(process.pid):
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.001 if process.returncode is None else POLL_SECONDS)
-        return True
-    import subprocess
-    try:
-        process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        return False
+    while process.poll() is None or _is_group_alive(process.pid):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.001 if process.returncode is None else POLL_SECONDS)
     return True
 
 
@@ -4137,28 +3671,26 @@ def _is_group_alive(group: int) -> bool:
     """Return whether a process of a group is running. /proc is read too, because killpg() also
     succeeds for a zombie: a process that has exited, but whose parent has not waited for it.
     In a container a zombie may stay for ever."""
+    if os.name != "posix":
+        return False
     try:
         os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        processes = [name for name in os.listdir("/proc") if name.isdecimal()]
-    except OSError:
-        return True  # this system has no /proc
-    for name in processes:
+    except OSError as error:
+        return isinstance(error, PermissionError)  # it runs as another user
+    import glob
+    states = []
+    for path in glob.glob("/proc/[0-9]*/stat"):
         try:
-            with open(f"/proc/{name}/stat", "rb") as file:
+            with open(path, "rb") as file:
                 state, _, process_group = file.read().rpartition(b")")[2].split()[:3]
         except (OSError, ValueError):
-            continue
-        if int(process_group) == group and state not in (b"Z", b"X"):
-            return True
-    return not processes
+            continue  # it has just exited
+        if int(process_group) == group:
+            states.append(state)
+    return not states or not {b"Z", b"X"}.issuperset(states)  # without /proc, there are none
 
 
-def _terminate(process: subprocess.Popen[bytes], alive: int) -> None:
+def _terminate(process: subprocess.Popen[bytes], alive: IO[bytes]) -> None:
     """Send SIGTERM to a script and its child processes, then SIGKILL to those that are left. (A
     process with a new session cannot be reached, but it was given only the copy to write to.)"""
     import signal
@@ -4168,28 +3700,26 @@ def _terminate(process: subprocess.Popen[bytes], alive: int) -> None:
                 os.killpg(process.pid, number)
             else:
                 process.terminate()
-        except (ProcessLookupError, PermissionError):
+        except OSError:
             pass  # none is left
-        if _wait_until_exited(process, alive, KILL_SECONDS):
+        if _wait_until_exited(process, alive):
             break
     process.wait()
 
 
 def _environment(run: _Run, script: _Script) -> dict[str, str]:
     """Return the environment of a script. PYTHONPATH lets a .py script import what the
-    application can import. The standard library and site-packages are left out of it, because
-    Python finds them anyway."""
+    application can import. The standard library and site-packages are left out of it: Python
+    finds its own anyway, and another Python that the script starts must not find them."""
     environment = {**os.environ, "FASTMIGRATE_VERSION": str(script.version),
                    "FASTMIGRATE_DB": run.database.path_as_given}
     if script.name.endswith(".py"):
-        library, site = os.path.dirname(os.__file__), sys.modules.get("site")
-        packages = [*getattr(site, "getsitepackages", list)(), getattr(site, "USER_SITE", "")]
-        paths = [os.path.abspath(path) for path in sys.path]
+        import site
+        library = os.path.dirname(os.__file__)
+        packages = (*site.getsitepackages(), site.getusersitepackages())
         environment["PYTHONPATH"] = os.pathsep.join(
-            path for path in dict.fromkeys(paths)
-            if not path.startswith(library) and not path.endswith(".zip/lib")
-            and path not in packages
-            and not (path.endswith(".zip") and os.path.dirname(path) == os.path.dirname(library)))
+            path for path in map(os.path.abspath, sys.path)
+            if path not in packages and not path.startswith(library))
     return environment
 
 
@@ -4203,18 +3733,13 @@ def _interpreter(script: _Script) -> list[str]:
             raise _ScriptFailed(script, "this program contains no Python interpreter to run it",
                                 remedy="Write it in SQL")
         return [sys.executable, path]
-    try:
-        with open(script.path, "rb") as file:
-            text = file.read()
-    except OSError as error:
-        raise _unreadable(script, error) from None
+    with open(script.path, "rb") as file:
+        text = file.read()
+    # A shell would take these characters for a part of a word.
     if b"\r\n" in text:
-        raise _ScriptFailed(script, "its lines end in CR LF, and a shell would take the CR for a "
-                                    "part of the last word", text.count(b"\n", 0, text.index(
-                                        b"\r\n")) + 1, remedy="Save it with LF line ends")
+        raise _ScriptFailed(script, "it has CR LF line ends", remedy="Save it with LF line ends")
     if text.startswith(b"\xef\xbb\xbf"):
-        raise _ScriptFailed(script, "it begins with a byte order mark, which a shell would take "
-                                    "for a command", 1, remedy="Save it without the mark")
+        raise _ScriptFailed(script, "it begins with a byte order mark", remedy="Remove the mark")
     if text[:2] != b"#!":
         return ["sh", path]
     command = os.fsdecode(text.partition(b"\n")[0][2:].strip()).split(None, 1)
@@ -4225,30 +3750,11 @@ def _interpreter(script: _Script) -> list[str]:
     return [*command, path]
 
 
-def _output_file(folder: str) -> IO[bytes]:
-    """Return a temporary file; in `folder` if the system has no temporary directory."""
-    import tempfile
-    try:
-        return tempfile.TemporaryFile()
-    except FileNotFoundError:
-        return tempfile.TemporaryFile(dir=folder)
-
-
-def _describe_exit(status: int) -> str:
-    """Return how a script failed, "" if it did not."""
-    if status >= 0:
-        return f"it failed with exit status {status}" if status else ""
-    import signal
-    names = {number.value: number.name for number in signal.Signals}
-    return f"it was killed by {names.get(-status, f'signal {-status}')}"
-
-
 def _tail(output: IO[bytes]) -> str:
     """Return the last lines of a script's output."""
     size = output.seek(0, os.SEEK_END)
     output.seek(max(0, size - 4000))
-    lines = output.read().decode(errors="replace").splitlines()
-    return "\n".join((["..."] if size > 4000 or len(lines) > 20 else []) + lines[-20:])
+    return "\n".join(output.read().decode(errors="replace").splitlines()[-20:])
 
 
 # ------------------------------------------------------------------ schemas
@@ -4294,7 +3800,6 @@ RESERVED = frozenset("""
     window with without""".split())
 TABLE_CONSTRAINTS = ("constraint", "primary", "unique", "check", "foreign")
 BEFORE_EXPRESSION = ("as", "check", "default")  # what is in parentheses behind these
-BEFORE_TABLE = ("from", "into", "join", "on", "references", "table", "update")
 SCHEMA_PRAGMAS = ("application_id", "user_version")
 CONSTANTS = ("current_date", "current_time", "current_timestamp", "false", "null", "true")
 
@@ -4310,15 +3815,10 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _is_plain(name: str) -> bool:
-    """Return whether a name needs no quotes in SQL."""
-    return (name.isascii() and name.replace("$", "_").isidentifier() and name[0] != "$"
-            and _fold(name) not in RESERVED)
-
-
 def _name(name: str) -> str:
     """Return a name as SQL has to write it, in quotes only if it needs them."""
-    return name if _is_plain(name) else _quoted(name)
+    is_plain = name.isascii() and name.isidentifier() and _fold(name) not in RESERVED
+    return name if is_plain else _quoted(name)
 
 
 def _string(text: str) -> str:
@@ -4367,7 +3867,7 @@ def _is_table(sql: str) -> bool:
     return _fold(sql[:13]) == "create table "
 
 
-def _key_of(tokens: Tokens, names: set[str], is_expression: bool = False) -> list[str]:
+def _key_of(tokens: Tokens, names: Container[str], is_expression: bool = False) -> list[str]:
     """Return normalized tokens: two ways to write the same thing give the same list.
 
     In an expression, SQLite takes a token in double quotes for a string if it is none of
@@ -4377,36 +3877,33 @@ def _key_of(tokens: Tokens, names: set[str], is_expression: bool = False) -> lis
     key: list[str] = []
     depth = int(is_expression)
     for kind, text, _ in tokens:
+        if kind == "comment":
+            continue
         if text == "(" and (depth or key and key[-1] in BEFORE_EXPRESSION):
             depth += 1
         elif text == ")" and depth:
             depth -= 1
-        if kind == "quoted":
-            name = _bare(text)
-            is_string = key[-1:] == ["default"] or (
-                depth and text[0] == '"' and _fold(name) not in names)
-            key.append(_string(name) if is_string else _fold(name))
-        elif kind == "word" and key[-1:] == ["default"] and text.isidentifier() and (
-                _fold(text) not in CONSTANTS):
-            key.append(_string(text))  # a bare word is a string there
-        elif kind != "comment":
-            key.append(text if kind == "string" else _fold(text))
+        bare = _bare(text) if kind == "quoted" else text
+        is_string = kind == "string" or depth and text[0] == '"' and _fold(bare) not in names
+        if key[-1:] == ["default"]:
+            is_string = _is_default_string(text)
+        key.append(_string(_bare(text)) if is_string else _fold(bare))
     return key
 
 
-def _schema_key(sql: str, names: Iterable[str] = ()) -> tuple[str, ...]:
+def _is_default_string(text: str) -> bool:
+    """Return whether a token is a string if it is all of a default. A name is one, too."""
+    return text[0] in "\"'`[" or text.isidentifier() and _fold(text) not in CONSTANTS
+
+
+def _schema_key(sql: str, names: Container[str] = ()) -> tuple[str, ...]:
     """Return a key that is the same for two CREATE statements if they differ only in white
     space, comments, letter case or the quoting of names.
 
-    `names` holds the columns, tables and views of the schema, in small letters.
+    `names` holds the names that the schema has, in small letters.
     """
     if not _is_table(sql):
-        tokens = _tokens(sql)
-        words = {_fold(text) for kind, text, _ in tokens if kind == "word"}
-        aliases = {_fold(_bare(after[1])) for token, after in zip(tokens, tokens[1:])
-                   if _fold(token[1]) == "as"}
-        return tuple(_key_of(tokens, {*names, *words, *aliases},
-                             is_expression=not _module(sql)))
+        return tuple(_key_of(_tokens(sql), names, is_expression=not _module(sql)))
     head, columns, constraints, options = _split_table(sql)
     own = {"rowid", "oid", "_rowid_", _fold(_bare(head[-1][1])),
            *(_fold(_bare(column[0][1])) for column in columns)}
@@ -4490,7 +3987,8 @@ def _read_schema(connection: sqlite3.Connection, version: int = 0) -> Schema:
     for pragma in SCHEMA_PRAGMAS:
         value = connection.execute(f"PRAGMA {pragma}").fetchall()[0][0]
         if value:
-            schema["", pragma, str(value)] = ("pragma", pragma, f"PRAGMA {pragma} = {value}")
+            setting = f"{pragma} = {value}"
+            schema["", setting] = ("pragma", setting, f"PRAGMA {setting}")
     objects = _read_application(connection)
     names = {_fold(name) for _, name, _, _ in objects}
     names.update(_fold(_bare(column[0][1])) for _, _, _, sql in objects if _is_table(sql)
@@ -4501,51 +3999,26 @@ def _read_schema(connection: sqlite3.Connection, version: int = 0) -> Schema:
 
 
 def _terminated(sql: str) -> str:
-    """Return a statement with its semicolon. If the statement ends in a comment, close that
-    first, because the semicolon would be a part of the comment."""
+    """Return a statement with its semicolon, which must not become a part of a comment."""
     kind, text, _ = _tokens(sql)[-1]
-    if kind == "comment" and text[:2] == "--":
-        return f"{sql}\n;"
-    unclosed = kind == "comment" and not (len(text) > 3 and text.endswith("*/"))
-    return f"{sql} */;" if unclosed else f"{sql};"
-
-
-def _without_rename_quotes(sql: str, tables: Container[str]) -> str:
-    """Return a statement without the quotes that ALTER TABLE ... RENAME writes around the name
-    of a table or view. If other plain names are quoted too, its author writes so. `tables` holds
-    the names in small letters: without quotes, anything else could be another thing."""
-    tokens = [token for token in _tokens(sql) if token[0] != "comment"]
-    renamed = []
-    for index, (kind, text, start) in enumerate(tokens):
-        if kind != "quoted" or not _is_plain(_bare(text)):
-            continue
-        before = _fold(tokens[index - 1][1])
-        after = tokens[index + 1][1] if index + 1 < len(tokens) else ""
-        is_table = _fold(_bare(text)) in tables and (before in BEFORE_TABLE or after == ".")
-        if text[0] != '"' or not is_table:
-            return sql
-        renamed.append((start, text))
-    for start, text in reversed(renamed):
-        sql = sql[:start] + _bare(text) + sql[start + len(text):]
-    return sql
+    if kind != "comment" or len(text) > 3 and text.endswith("*/"):
+        return f"{sql};"
+    return f"{sql}\n;" if text.startswith("--") else f"{sql} */;"
 
 
 def _schema_text(schema: Schema) -> str:
     """Return a schema as a text that builds it: tables by name, each with its indexes and
     triggers, then views by name, each with its triggers."""
     views = {_fold(name) for kind, name, _ in schema.values() if kind == "view"}
-    tables = {_fold(name) for kind, name, _ in schema.values() if kind in ("table", "view")}
     kinds = ("pragma", "table", "view", "index", "trigger")
 
     def place(item: tuple[tuple[str, ...], tuple[str, str, str]]) -> tuple[Any, ...]:
-        (owner, *key), (kind, name, sql) = item
+        (owner, *_), (kind, name, sql) = item
         # A full-text index over another table may need that table when it is created.
         needs_table = kind == "table" and bool(_module(sql) and _content_table(sql))
-        return (kind != "pragma", owner in views, needs_table, owner, kinds.index(kind),
-                _fold(name), key)
+        return (kind != "pragma", owner in views, needs_table, owner, kinds.index(kind), name)
 
-    return "".join(_terminated(_without_rename_quotes(sql, tables)) + "\n"
-                   for _, (_, _, sql) in sorted(schema.items(), key=place))
+    return "".join(f"{_terminated(sql)}\n" for _, (*_, sql) in sorted(schema.items(), key=place))
 
 
 def _diff_schemas(before: Schema, after: Schema, name_before: str, name_after: str) -> str:
@@ -4591,12 +4064,17 @@ class _Column:
         self.is_generated = hidden > 1
         self.not_null = bool(not_null)
         self.in_key = bool(in_key)
-        self.default = ""  # an expression, "" for NULL
-        if _fold(default or "null").strip("() ") != "null":
-            # SQLite takes a name that is a default for a string.
-            is_name = len(_tokens(default)) == 1 and (default[0] in '"`[' or (
-                default.isidentifier() and _fold(default) not in CONSTANTS))
-            self.default = _string(_bare(default)) if is_name else default
+        self.default = default or ""  # an expression, "" for NULL
+        if _fold(self.default).strip("() ") == "null":
+            self.default = ""
+        elif len(_tokens(self.default)) == 1 and _is_default_string(self.default):
+            self.default = _string(_bare(self.default))
+
+    def needs_value(self, was: _Column | None) -> bool:
+        """Return whether rows may have no value yet that this column accepts."""
+        has_value = self.default or self.is_rowid or self.is_generated or (
+            was and (was.not_null or self.in_key))
+        return self.not_null and not has_value
 
 
 def _read_columns(connection: sqlite3.Connection, table: str) -> dict[str, _Column]:
@@ -4632,18 +4110,6 @@ def _is_sequenced(sql: str) -> bool:
     return any(kind == "word" and _fold(text) == "autoincrement" for kind, text, _ in _tokens(sql))
 
 
-def _names(connection: sqlite3.Connection) -> set[str]:
-    """Return all names that are taken in a database, in small letters."""
-    return {_fold(name) for name, in connection.execute(
-        "SELECT name FROM sqlite_master").fetchall()}
-
-
-def _free_name(name: str, taken: Container[str]) -> str:
-    while _fold(name) in taken:
-        name += "_"
-    return name
-
-
 def _source(sql: str, element: Tokens) -> str:
     """Return the text of a part of a statement, as its author wrote it."""
     return sql[element[0][2]:element[-1][2] + len(element[-1][1])] if element else ""
@@ -4652,7 +4118,8 @@ def _source(sql: str, element: Tokens) -> str:
 def _definitions(sql: str) -> list[str]:
     """Return the columns, constraints and options of a table, each in one line."""
     _, columns, constraints, options = _split_table(sql)
-    return [" ".join(_source(sql, part).split()) for part in (*columns, *constraints, options)]
+    parts = (*columns, *constraints, options)
+    return [" ".join(_source(sql, part).split()) for part in parts if part]
 
 
 class _Change:
@@ -4663,214 +4130,209 @@ class _Change:
     is kept only if the table then has the wanted definition.
     """
 
-    def __init__(self, scratch: sqlite3.Connection, wanted: sqlite3.Connection,
-                 open_memory: Callable[[], sqlite3.Connection]) -> None:
-        self.scratch = scratch  # begins with the schema of today
+    def __init__(self, scratch: sqlite3.Connection, wanted: sqlite3.Connection) -> None:
+        self.scratch = scratch  # begins with the schema of today, and never has rows
         self.wanted = wanted  # has the schema that is wanted
-        self.open_memory = open_memory
-        self.statements: list[tuple[str, str]] = []  # (comment or "", statement)
+        self.statements: list[str] = []
         self.notes: list[str] = []  # what is renamed, dropped, replaced and rebuilt
         self.rebuilt: set[str] = set()
-        self.failure = ""  # why the last attempt failed
 
-    def do(self, statement: str, comment: str = "") -> None:
+    def do(self, statement: str, note: str = "") -> None:
+        """Run a statement, and add it to the script. A note is also the comment before it."""
         self.scratch.execute(statement).fetchall()
-        self.statements.append((comment, statement))
+        if note:
+            self.notes.append(note)
+            statement = f"-- {' '.join(note.split())}\n{statement}"
+        self.statements.append(statement)
 
-    def tables(self, table: str) -> list[tuple[str, str]]:
+    def both(self, table: str) -> list[tuple[str, str]]:
         """Return (name, SQL) of a table as it is and as it is wanted."""
         return [_read_table(each, table) for each in (self.scratch, self.wanted)]
 
+    def columns(self, table: str) -> list[dict[str, _Column]]:
+        """Return the columns of a table as they are and as they are wanted."""
+        return [_read_columns(each, table) for each in (self.scratch, self.wanted)]
+
+    def plain_tables(self) -> set[str]:
+        """Return the tables that stay, and are virtual neither now nor as wanted."""
+        tables = _read_tables(self.wanted)
+        return {table for table, (_, sql) in _read_tables(self.scratch).items()
+                if table in tables and not _module(sql) and not _module(tables[table][1])}
+
+    def is_changed(self, table: str) -> bool:
+        """Return whether the definition of a table is not yet the wanted one."""
+        return len({_schema_key(sql) for _, sql in self.both(table)}) > 1
+
+    def run(self, fills: dict[tuple[str, str], str]) -> None:
+        """Change all that still differs. `fills` holds SQL by (table, column)."""
+        self.drop_others(_read_schema(self.wanted), "trigger", "view", "index")
+        today, tables = _read_tables(self.scratch), _read_tables(self.wanted)
+        changed = [table for table in today if table in tables and self.is_changed(table)]
+        plain = self.plain_tables()
+        for table in changed:
+            if table not in plain:
+                self.drop("table", today[table][0])
+        created = self.create_missing("table")
+        for table in changed:
+            fill = {column: sql for (of, column), sql in fills.items() if of == table}
+            if table in plain and (fill or self.attempt(table, self.added_columns(table))):
+                self.rebuild(table, fill)
+        for table, (name, _) in today.items():  # after the others, whose values may come from these
+            if table not in tables:
+                self.drop("table", name)
+        self.create_missing("pragma", "index", "view", "trigger")
+        self.fill_indexes(created)
+
+    def drop_others(self, kept: Schema, *kinds: str) -> None:
+        """Drop the triggers, views or indexes that are not among those to keep."""
+        for key, (kind, name, _) in reversed(list(_read_schema(self.scratch).items())):
+            if kind in kinds and key not in kept:
+                self.drop(kind, name)
+
+    def rename(self, statement: str, note: str) -> None:
+        """Run a RENAME. SQLite carries the name into views and triggers. If it cannot (one reads
+        the column through another view, say), they are dropped; run() creates them again."""
+        try:
+            self.do(statement, note)
+        except self.scratch.Error:
+            self.drop_others({}, "trigger", "view")
+            self.do(statement, note)
+
     def drop(self, kind: str, name: str) -> None:
         wanted = {(of, _fold(other)) for of, other, *_ in _read_application(self.wanted)}
-        note = f"{'replaces' if (kind, _fold(name)) in wanted else 'drops'} the {kind} {name}"
-        self.notes.append(note)
-        self.do(f"DROP {kind.upper()} {_name(name)}", note)
-
-    def rename(self, statement: str) -> None:
-        """Run a RENAME. If SQLite cannot rewrite a view or trigger for it (say because it reads
-        the column through another view), drop that first. create_missing() runs at the end,
-        and creates it again."""
-        import re
-        while True:
-            try:
-                self.do(statement)
-                return
-            except self.scratch.Error as error:
-                broken = re.match("error in (view|trigger) (.+?)(?::| after )", str(error), re.S)
-                if not broken:
-                    raise MigrationError(f"{statement}: {error}. Nothing was written.") from error
-                self.drop(broken[1], broken[2])
+        verb = "replaces" if (kind, _fold(name)) in wanted else "drops"
+        self.do(f"DROP {kind.upper()} {_name(name)}", f"{verb} the {kind} {name}")
 
     def create_missing(self, *kinds: str) -> set[str]:
         """Create the wanted objects of some kinds that do not exist yet. Return their names in
         small letters."""
-        there = {(kind, _fold(name)) for kind, name, *_ in _read_application(self.scratch)}
-        missing = [(_fold(name), sql) for kind, name, _, sql in _read_application(self.wanted)
-                   if kind in kinds and (kind, _fold(name)) not in there]
-        for _, sql in missing:
-            self.do(sql)
-        return {name for name, _ in missing}
+        there = {(kind, _fold(name)) for kind, name, _ in _read_schema(self.scratch).values()}
+        created = set()
+        for kind, name, sql in _read_schema(self.wanted).values():
+            if kind in kinds and (kind, _fold(name)) not in there:
+                self.do(sql)
+                created.add(_fold(name))
+        return created
 
-    def attempt(self, table: str, statements: list[str], comment: str = "") -> bool:
-        """Run statements; keep them only if the definition of the table is then as wanted."""
+    def attempt(self, table: str, statements: list[str]) -> str:
+        """Add statements to the script if they lead to the wanted definition of a table. Else
+        undo them, and return what is wrong."""
+        done, failure = len(self.statements), ""
         self.scratch.execute("SAVEPOINT attempt")
-        self.failure = ""
         try:
             for statement in statements:
-                self.scratch.execute(statement).fetchall()
-            (name, sql), (_, wanted) = self.tables(table)
-            if _schema_key(sql) != _schema_key(wanted):
-                self.failure = "the result is another table"
-            elif self.scratch.execute(f"SELECT 1 FROM {_quoted(name)}").fetchall():
-                # The tables here are empty, but a SELECT with an aggregate returns a row.
-                self.failure = "a value for each row must not be an aggregate of all rows"
-        except (self.scratch.Error, self.scratch.Warning, ValueError) as error:
-            self.failure = str(error)  # a Warning: older Pythons for two statements in one
-        if self.failure:
+                self.do(statement)
+            if self.is_changed(table):
+                failure = "the result is another table"
+        except self.scratch.Error as error:
+            failure = str(error)
+        if failure:
+            del self.statements[done:]
             self.scratch.execute("ROLLBACK TO attempt")
         self.scratch.execute("RELEASE attempt")
-        if not self.failure:
-            self.statements += [(comment, statements[0]), *(("", each) for each in statements[1:])]
-        return not self.failure
-
-    def alter(self, table: str, fill: dict[str, str]) -> None:
-        """Change the definition of a table, by ALTER TABLE if that will do."""
-        added = [] if fill else self.added_columns(table)
-        if not added or not self.attempt(table, added):
-            self.rebuild(table, fill)
+        return failure
 
     def added_columns(self, table: str) -> list[str]:
         """Return the ALTER TABLE ... ADD COLUMN that may suffice, [] if they cannot.
 
-        Whether SQLite accepts a column depends on its version, and on whether the table has
-        rows. So the statements are tried on a table with one row. Then a second row is
-        inserted, because in a STRICT table ALTER TABLE accepts a default of the wrong type, and
-        only the next INSERT fails.
+        Whether SQLite accepts a column may depend on rows, so it is added to a table with one
+        row. If the table is STRICT, a default of the wrong type makes only the next INSERT fail.
         """
-        (name, _), (_, after) = self.tables(table)
+        (name, _), (_, after) = self.both(table)
         _, columns, _, options = _split_table(after)
         old = _read_columns(self.scratch, table)
-        definitions = [_source(after, column) for column in columns
-                       if _fold(_bare(column[0][1])) not in old]
-        strict = "STRICT" if "strict" in _key_of(options, set()) else ""
-        with _closing(self.open_memory()) as trial:
-            trial.execute("PRAGMA foreign_keys = OFF").fetchall()  # some builds have them on
-            columns_of_today = ", ".join(f"{_quoted(column)} ANY" for column in old)
-            try:
-                trial.execute(f"CREATE TABLE trial ({columns_of_today}) {strict}")
-                trial.execute("INSERT INTO trial DEFAULT VALUES")
-                for definition in definitions:
-                    trial.execute(f"ALTER TABLE trial ADD COLUMN {definition}")
-                trial.execute("INSERT INTO trial DEFAULT VALUES")
-            except trial.Error:
-                return []
-        return [f"ALTER TABLE {_name(name)} ADD COLUMN {each}" for each in definitions]
+        added = [_source(after, column) for column in columns
+                 if _fold(_bare(column[0][1])) not in old]
+        strict = "STRICT" if "strict" in _key_of(options, ()) else ""
+        columns_of_today = ", ".join(f"{_quoted(column)} ANY" for column in old)
+        self.scratch.execute(f"CREATE TEMP TABLE trial ({columns_of_today}) {strict}")
+        try:
+            self.scratch.execute("INSERT INTO temp.trial DEFAULT VALUES")
+            for definition in added:
+                self.scratch.execute(f"ALTER TABLE temp.trial ADD COLUMN {definition}")
+            self.scratch.execute("INSERT INTO temp.trial DEFAULT VALUES")
+        except self.scratch.Error:
+            return []
+        finally:
+            self.scratch.execute("DROP TABLE temp.trial")
+        return [f"ALTER TABLE {_name(name)} ADD COLUMN {definition}" for definition in added]
 
     def rebuild(self, table: str, fill: dict[str, str]) -> None:
         """Rebuild a table. Its indexes and triggers are dropped with the old one, and
         create_missing() creates them again."""
-        if not self.rebuilt:
-            self.do("PRAGMA legacy_alter_table = ON",
-                    "lets RENAME work although views or triggers name the dropped table")
-        (name, before), (_, after) = self.tables(table)
+        (name, before), (_, after) = self.both(table)
         old, new = _definitions(before), _definitions(after)
-        notes = [f"rebuilds the table {name}"]
-        notes += [f"removes from the definition of {name}: {x}" for x in old if x and x not in new]
-        notes += [f"adds to the definition of {name}: {x}" for x in new if x and x not in old]
-        notes += [f"replaces NULL in {name}.{column} by its default"
-                  for column in self.defaulted(table, fill)]
-        for statements in self.rebuilds(table, self.copied(table, fill)):
-            if self.attempt(table, statements, "\n".join(notes)):
+        note = " ".join(f"rebuilds the table {name}".split())  # a name may hold a line end
+        self.notes.append(note)
+        self.notes += [f"removes from the definition of {name}: {x}" for x in old if x not in new]
+        self.notes += [f"adds to the definition of {name}: {x}" for x in new if x not in old]
+        for first, *others in self.rebuilds(table, self.values(table, fill)):
+            failure = self.attempt(table, [f"-- {note}\n{first}", *others])
+            if not failure:
                 self.rebuilt.add(table)
-                self.notes += notes
                 return
-        hint = " Look at the values that are given by fill." if fill else ""
-        raise MigrationError(f"no statements were found that change the table {name} as wanted: "
-                             f"{self.failure}. Nothing was changed.{hint}")
+        raise MigrationError(f"the table {name} cannot be changed as wanted: {failure}. Nothing "
+                             "was changed.")
 
-    def defaulted(self, table: str, fill: Container[str]) -> list[str]:
-        """Return the columns whose NULLs get the default, because NULL is no longer allowed."""
-        old = _read_columns(self.scratch, table)
-        return [column.name for key, column in _read_columns(self.wanted, table).items()
-                if key in old and key not in fill and column.default
-                and column.not_null and not old[key].not_null]
-
-    def copied(self, table: str, fill: dict[str, str]) -> dict[str, str]:
+    def values(self, table: str, fill: dict[str, str]) -> dict[str, str]:
         """Return {column: SQL for its value in a row of the old table} of the columns that a
-        rebuild fills. For an existing column, a value that does not use the column itself
-        replaces only its NULLs. The rowids are copied too, unless an INTEGER PRIMARY KEY holds
-        them."""
-        old, new = _read_columns(self.scratch, table), _read_columns(self.wanted, table)
-        found, defaulted = {}, self.defaulted(table, fill)
+        rebuild fills. In an existing column, a value of `fill` replaces only NULL, and so does
+        a default if NULL is no longer allowed. The rowids are copied too, unless an INTEGER
+        PRIMARY KEY holds them."""
+        old, new = self.columns(table)
+        values = {}
         for key, column in new.items():
             was, name = old.get(key), _name(column.name)
-            value = fill.get(key) or (column.default if column.name in defaulted else "")
-            if "--" in value:
-                value += "\n"  # the end of a comment
-            if was and not value:
-                value = name
-            elif was and not (key in fill and self.reads(table, key, value)):
-                value = f"ifnull({name}, {value})"
+            value = fill.get(key, "")
+            if was and not value and column.not_null and not was.not_null and column.default:
+                value = column.default
+                self.notes.append(f"replaces NULL in {table}.{column.name} by its default")
+            if was:
+                value = name if value in ("", name) else f"ifnull({name}, {value})"
             if value and not column.is_generated:
-                found[name] = value
-        rowid = next((name for name in ("rowid", "_rowid_", "oid")
-                      if name not in old and name not in new), "")
-        is_keyed = any(column.is_rowid and _name(column.name) in found for column in new.values())
-        if rowid and not is_keyed and all(_has_rowid(sql) for _, sql in self.tables(table)):
-            return {rowid: rowid, **found}
-        return found
+                values[name] = value
+        rowid = next((each for each in ("rowid", "_rowid_", "oid")
+                      if each not in old and each not in new), "")
+        is_keyed = any(column.is_rowid and _name(column.name) in values for column in new.values())
+        if rowid and not is_keyed and all(_has_rowid(sql) for _, sql in self.both(table)):
+            return {rowid: rowid, **values}
+        return values
 
-    def reads(self, table: str, column: str, expression: str) -> bool:
-        """Return whether an expression over a row of a table reads a column of it. SQLite tells,
-        because its text may hold the name in another meaning: date('now')."""
-        found: set[tuple[str, str]] = set()
-
-        def note(action: int, of: str | None, name: str | None, *more: object) -> int:
-            if action == sqlite3.SQLITE_READ:
-                found.add((_fold(of or ""), _fold(name or "")))
-            return sqlite3.SQLITE_OK
-
-        self.scratch.set_authorizer(_as_authorizer(note))
-        try:
-            self.scratch.execute(f"EXPLAIN SELECT ({expression}\n) FROM {_quoted(table)} "
-                                 f"-- {time.perf_counter_ns()}").close()  # compiled each time
-        finally:
-            self.scratch.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
-        return (table, column) in found
-
-    def rebuilds(self, table: str, copied: dict[str, str]) -> tuple[list[str], list[str]]:
+    def rebuilds(self, table: str, values: dict[str, str]) -> tuple[list[str], list[str]]:
         """Return two ways to rebuild a table. The first creates the new table under another name,
         which fails if the definition contains the table's own name, as in CHECK (users.age > 0).
         The second has no such limit, but copies the rows twice."""
-        (name, before), (_, after) = self.tables(table)
-        new = _free_name(f"{name}_new", _names(self.scratch) | _names(self.wanted))
-        columns, values = ", ".join(copied), ", ".join(copied.values())
-        # With ON CONFLICT REPLACE or IGNORE in a constraint, a plain INSERT would drop rows.
-        conflicts = any(_fold(text) == "conflict" for _, text, _ in _tokens(after))
-        insert = "INSERT OR ABORT" if conflicts else "INSERT"
-        named = ", ".join(f"{value} AS {column}" for column, value in copied.items())
-        keep, put_back = [], []
+        (name, before), (_, after) = self.both(table)
+        new = f"{name}_new"
+        while _fold(new) in {**_read_tables(self.scratch), **_read_tables(self.wanted)}:
+            new += "_"
+        move_sequence, move_back = [], []
         if _is_sequenced(before) and _is_sequenced(after):
             move = "UPDATE sqlite_sequence SET name = {} WHERE name = {}"
-            keep = [move.format(_string(new), _string(name))]
-            put_back = [move.format(_string(name), _string(new))]
+            move_sequence = [move.format(_string(new), _string(name))]
+            move_back = [move.format(_string(name), _string(new))]
         _, written, start = _split_table(after)[0][-1]
-        after_as_new = after[:start] + _name(new) + after[start + len(written):]
+        create_new = after[:start] + _name(new) + after[start + len(written):]
+        # With ON CONFLICT REPLACE or IGNORE in a constraint, a plain INSERT would drop rows.
+        conflicts = any(_fold(text) == "conflict" for _, text, _ in _tokens(after))
+        insert = "INSERT OR ABORT INTO" if conflicts else "INSERT INTO"
+        columns, selected = ", ".join(values), ", ".join(values.values())
+        named = ", ".join(f"{value} AS {column}" for column, value in values.items())
         name, new = _name(name), _name(new)
-        return ([after_as_new, *keep,
-                 f"{insert} INTO {new} ({columns})\nSELECT {values} FROM {name}",
+        return (["PRAGMA legacy_alter_table = ON",  # RENAME is to leave all other objects alone
+                 create_new, *move_sequence,
+                 f"{insert} {new} ({columns})\nSELECT {selected} FROM {name}",
                  f"DROP TABLE {name}", f"ALTER TABLE {new} RENAME TO {name}"],
-                [f"CREATE TABLE {new} AS SELECT {named} FROM {name}", *keep,
-                 f"DROP TABLE {name}", after, *put_back,
-                 f"{insert} INTO {name} ({columns}) SELECT * FROM {new}", f"DROP TABLE {new}"])
+                [f"CREATE TABLE {new} AS SELECT {named} FROM {name}", *move_sequence,
+                 f"DROP TABLE {name}", after, *move_back,
+                 f"{insert} {name} ({columns}) SELECT * FROM {new}", f"DROP TABLE {new}"])
 
     def fill_indexes(self, created: Container[str]) -> None:
         """Fill the full-text indexes that are new, or whose content was rebuilt."""
-        tables, names = _read_tables(self.wanted), _names(self.wanted)
+        tables = _read_tables(self.wanted)
         for table, (name, sql) in tables.items():
             content = _fold(_content_table(sql) or "")
-            if content in names and _module(sql).startswith("fts") and (
+            if content and _module(sql).startswith("fts") and (
                     table in created or content in self.rebuilt
                     or self.rebuilt and content not in tables):  # a view
                 self.do(f"INSERT INTO {_name(name)} ({_name(name)}) VALUES ('rebuild')",
@@ -4881,29 +4343,20 @@ class _Change:
 
 
 def _split_dotted(text: str) -> tuple[str, str]:
-    """Return (table, column) of TABLE.COLUMN, (table, "") of TABLE; a name that holds a dot
-    is in double quotes, as SQL has it. Raises ValueError for anything else."""
-    import re
-    found = re.fullmatch(r'("(?:[^"]|"")+"|[^".]+)(?:\.("(?:[^"]|"")+"|[^".]+))?', text, re.S)
-    if not found:
-        raise ValueError(f"{text!r} is not TABLE or TABLE.COLUMN; put a name that holds a dot in "
-                         'double quotes: "a.b".c')
-    return _bare(found[1]), _bare(found[2] or "")
+    """Return (table, column) of TABLE.COLUMN, (table, "") of TABLE, in small letters. Raises
+    ValueError for anything else."""
+    table, dot, column = _fold(text).partition(".")
+    if not table or bool(dot) != bool(column) or "." in column:
+        raise ValueError(f"{text!r} is not TABLE or TABLE.COLUMN")
+    return table, column
 
 
 def _split_answer(text: str) -> tuple[str, str]:
     """Return (name, value) of NAME=VALUE. Raises ValueError for anything else."""
-    import re
-    found = re.fullmatch(r'((?:"(?:[^"]|"")*"|[^"=])+)=(.*\S.*)', text, re.S)
-    if not found:
+    name, _, value = text.partition("=")
+    if not name or not value.strip():
         raise ValueError(f"{text!r} is not NAME=VALUE")
-    return found[1], found[2].strip()
-
-
-def _dotted(table: str, column: str = "") -> str:
-    """Return TABLE.COLUMN as _split_dotted() reads it."""
-    return ".".join(_quoted(name) if any(sign in name for sign in '".=') else name
-                    for name in (table, column) if name)
+    return name, value.strip()
 
 
 def _option(option: str, name: str, value: str = "") -> str:
@@ -4918,114 +4371,119 @@ def _option(option: str, name: str, value: str = "") -> str:
 
 
 class _Answers:
-    """The --rename, --drop and --fill of a person, for tables and columns that are gone or need
-    values.
+    """The --rename, --drop and --fill of a person.
 
-    The key of each answer is (table, column) in small letters, by the names that they have now
-    in the scratch database. The column is "" for a table. So each RENAME that is run also
-    changes the keys of the other answers.
+    They name tables and columns as these are called today. In the code, a name is (table, column)
+    in small letters; the column is "" for the table itself. now() leads to the names after the
+    renames.
     """
 
     def __init__(self, change: _Change, path: str, rename: dict[str, str], drop: Iterable[str],
                  fill: dict[str, str]) -> None:
         self.change, self.path = change, path
-        # The names of today, for messages, by those that the scratch database has now.
-        self.titles = {table: name for table, (name, _) in _read_tables(change.scratch).items()}
-        self.column_titles = {
-            (table, key): column.name for table in self.titles
-            for key, column in _read_columns(change.scratch, table).items()}
-        self.drops = {self.find("drop", text): "" for text in drop}
+        self.titles = _read_names(change.scratch)
+        self.drops = {self.find("drop", text) for text in drop}
         self.fills = {self.find("fill", text): sql for text, sql in fill.items()}
-        self.renames = {self.find("rename", text): _bare(new) for text, new in rename.items()}
+        self.renames = {self.find("rename", text): new for text, new in rename.items()}
 
     def refuse(self, what: str, why: str) -> NoReturn:
         raise MigrationError(f"{what}: {why}. Nothing was written.")
 
     def find(self, option: str, text: str) -> tuple[str, str]:
-        """Return (table, column) of what an option names."""
-        try:
-            table, column = map(_fold, _split_dotted(text))
-        except ValueError as error:
-            self.refuse(option, str(error))
-        if table not in self.titles:
-            self.refuse(f"{option} {text}", f"the schema of the scripts has no table {table}")
-        if option == "fill" and not column:
-            self.refuse(f"fill {text}", "a column is filled: TABLE.COLUMN")
-        if option != "fill" and column not in {"", *_read_columns(self.change.scratch, table)}:
-            self.refuse(f"{option} {text}",
-                        f"the schema of the scripts has no column {column} in {table}")
+        """Return the name that an option has. A column to be filled may be new."""
+        table, _, column = _fold(text).partition(".")
+        if (table, "" if option == "fill" else column) not in self.titles:
+            self.refuse(f"{option} {text}", f"the schema of the scripts has no {text}")
         return table, column
 
-    def rename(self) -> None:
-        """Run the renames, those of columns first. If another table or column has the new name
-        and is to be renamed or dropped too, it is first moved to a free name."""
-        change = self.change
-        while self.renames:
-            of_columns = [named for named in self.renames if named[1]]
-            table, column = named = (of_columns or list(self.renames))[0]
-            new = self.renames.pop(named)
-            wanted, taken = set(_read_tables(change.wanted)), _names(change.scratch)
-            holder = (_fold(new), "")
-            if column:
-                wanted = set(_read_columns(change.wanted, self.renames.get((table, ""), table)))
-                taken, holder = set(_read_columns(change.scratch, table)), (table, _fold(new))
-            what = f"rename {_dotted(*named)}={new}"
-            if _fold(new) not in wanted:
-                self.refuse(what, f"{self.path} has no {new}" + f" in {table}" * bool(column))
-            if _fold(new) in taken and holder != named:
-                if holder not in self.drops and holder not in self.renames:
-                    self.refuse(what, f"there is a {new}, which has to be renamed or dropped too")
-                self.move(*holder, _free_name(f"{new}_old", taken | wanted))
-            self.move(table, column, new)
-
-    def move(self, table: str, column: str, new: str) -> None:
-        """Rename a table or column, and let the other answers follow."""
-        what = _read_table(self.change.scratch, table)[0]
-        start = f"ALTER TABLE {_name(what)} RENAME"
+    def now(self, name: tuple[str, str]) -> tuple[str, str]:
+        table, column = name
         if column:
-            old = _read_columns(self.change.scratch, table)[column].name
-            what, start = f"{what}.{old}", f"{start} COLUMN {_name(old)}"
-        if not column and _fold(new) == table:  # to SQLite, the name is taken by the table itself
-            between = _name(_free_name(f"{new}_old", _names(self.change.scratch)))
-            self.change.rename(f"{start} TO {between}")
-            start = f"ALTER TABLE {between} RENAME"
-        self.change.rename(f"{start} TO {_name(new)}")
-        self.change.notes.append(f"renames the {'column' if column else 'table'} {what} to {new}")
+            column = _fold(self.renames.get(name, column))
+        return _fold(self.renames.get((table, ""), table)), column
 
-        def new_key(named: tuple[str, str]) -> tuple[str, str]:
-            if column:
-                return (table, _fold(new)) if named == (table, column) else named
-            return (_fold(new), named[1]) if named[0] == table else named
+    def rename(self) -> None:
+        """Run the renames. What is dropped, and has the new name, first gets another one."""
+        wanted = _read_names(self.change.wanted)
+        for name, new in list(self.renames.items()):
+            what = f"rename {self.titles[name]}={new}"
+            if self.now(name) == name:
+                self.refuse(what, "this is the same name, because letter case does not count")
+            if self.now(name) not in wanted:
+                self.refuse(what, f"{self.path} has no {new}")
+            holder = (name[0], _fold(new)) if name[1] else (_fold(new), "")
+            if holder in self.titles and holder not in self.drops:
+                self.refuse(what, f"there is a {new}. Rename in two scripts")
+            if holder in self.titles:
+                self.renames = {holder: f"{new}_to_drop", **self.renames}
+        # Columns come first, while their tables have the names of today.
+        for name, new in sorted(self.renames.items(), key=lambda item: not item[0][1]):
+            table, _, column = self.titles[name].partition(".")
+            of_column = f"COLUMN {_name(column)} " if column else ""
+            self.change.rename(f"ALTER TABLE {_name(table)} RENAME {of_column}TO {_name(new)}",
+                               f"renames {self.titles[name]} to {new}")
 
-        self.titles = {new_key((key, ""))[0]: title for key, title in self.titles.items()}
-        self.drops, self.fills, self.renames, self.column_titles = (
-            {new_key(named): value for named, value in answers.items()}
-            for answers in (self.drops, self.fills, self.renames, self.column_titles))
+    def questions(self) -> Iterator[str]:
+        """Yield the lines of the questions to the person. A change is not guessed if it could
+        lose data or has two meanings."""
+        titles = {self.now(name): title for name, title in self.titles.items()}
+        gone, dropped = _find_gone(self.change), {self.now(name) for name in self.drops}
+        for name in dropped:
+            if name not in gone and (name[0], "") not in gone:
+                self.refuse(f"drop {titles[name]}", f"{self.path} still has it")
+        for name in sorted(gone.keys() - dropped):
+            why, new_names = gone[name]
+            yield f"  {titles[name]} {why}"
+            yield from (_option("rename", titles[name], new) for new in new_names)
+            yield _option("drop", titles[name])
+        unclear = {table for table, _ in gone.keys() - dropped}  # a new column may be a renamed one
+        filled = {self.now(name) for name in self.fills}
+        for table in sorted(self.change.plain_tables() - unclear):
+            old, new = self.change.columns(table)
+            for key, column in new.items():
+                if (table, key) not in filled and column.needs_value(old.get(key)):
+                    title = titles.get((table, key), f"{titles[table, '']}.{column.name}")
+                    yield from _ask_for_value(title, column, key in old)
+
+    def filled(self) -> dict[tuple[str, str], str]:
+        """Return the values to fill, by the names after the renames. Refuse one that would do
+        nothing, or that is no expression over a row."""
+        scratch = self.change.scratch
+        for name, sql in self.fills.items():
+            what, (table, column) = f"fill {'.'.join(name)}", self.now(name)
+            found = _read_columns(self.change.wanted, table).get(column)
+            if not found or found.is_generated or not self.change.is_changed(table):
+                self.refuse(what, f"{self.path} has no such column to fill, or does not change the "
+                                  "table. To change data alone, write an UPDATE")
+            try:
+                rows = scratch.execute(f"SELECT ({sql}\n) FROM {_quoted(table)}").fetchall()
+            except (scratch.Error, scratch.Warning, ValueError) as error:
+                self.refuse(what, f"{error}. The value sees the tables of today, with their new "
+                                  "names")
+            if rows:  # although the table is empty
+                self.refuse(what, "an aggregate of all rows is no value for each row")
+        return {self.now(name): sql for name, sql in self.fills.items()}
 
 
-def _questions(answers: _Answers) -> Iterator[str]:
-    """Yield the lines of the questions to the person. A change is not guessed if it could lose
-    data or has two meanings."""
-    scratch, wanted = answers.change.scratch, answers.change.wanted
-    today, tables = _read_tables(scratch), _read_tables(wanted)
-    for table, (name, sql) in sorted(today.items()):
-        title, new = answers.titles[table], tables.get(table, ("", ""))[1]
-        drop, is_dropped = _option("drop", _dotted(title)), (table, "") in answers.drops
-        if new and not _module(sql) and not _module(new):
-            if is_dropped:
-                answers.refuse(f"drop {title}", f"{answers.path} still has the table {name}")
-            yield from _column_questions(answers, table)
-        elif is_dropped:
-            continue
-        elif not new:
-            yield f"  The table {title} is gone. Was it renamed, or is it dropped with its rows?"
-            yield from (_option("rename", _dotted(title), _dotted(other))
-                        for other, _ in tables.values() if _fold(other) not in today)
-            yield drop
-        elif _holds_content(sql) and _schema_key(sql) != _schema_key(new):
-            yield (f"  The table {title} has content of its own, which the new virtual or plain "
-                   "table cannot\n  take over. Write that script by hand, or let the content go:")
-            yield drop
+def _ask_for_value(title: str, column: _Column, has_values: bool) -> Iterator[str]:
+    """Yield the lines of the question about a column that must not be NULL any more."""
+    import re
+    is_number = re.search("int|real|num|floa|doub|dec|bool", _fold(column.type))
+    yield f"  {title} must not be NULL and has no default. What replaces NULL, as SQL?"
+    yield _option("fill", title, "0" if is_number else "''")
+    if has_values:
+        yield "  Or its own name, if there are no such rows: the script fails if there are"
+        yield _option("fill", title, _name(column.name))
+
+
+def _read_names(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
+    """Return all tables and columns, as they are written, by (table, column) in small letters."""
+    names = {}
+    for table, (title, _) in _read_tables(connection).items():
+        names[table, ""] = title
+        for key, column in _read_columns(connection, table).items():
+            names[table, key] = f"{title}.{column.name}"
+    return names
 
 
 def _holds_content(sql: str) -> bool:
@@ -5035,108 +4493,34 @@ def _holds_content(sql: str) -> bool:
         "fts5vocab", "fts4aux", "dbstat")
 
 
-def _column_questions(answers: _Answers, table: str) -> Iterator[str]:
-    """Yield the questions about the columns of a table that stays."""
-    import re
-    title, path = answers.titles[table], answers.path
-    old, new = (_read_columns(each, table) for each in (
-        answers.change.scratch, answers.change.wanted))
-    is_open = False
-    for key, column in old.items():
-        dotted = _dotted(title, answers.column_titles[table, key])
-        is_dropped = (table, key) in answers.drops
-        stays = key in new and (column.is_generated or not new[key].is_generated)
-        if stays and is_dropped:
-            answers.refuse(f"drop {dotted}", f"{path} still has the column {column.name}")
-        if not stays and not is_dropped:
-            is_open = True
-            what = "becomes a generated one" if key in new else "is gone"
-            yield f"  The column {dotted} {what}. Was it renamed, or is it dropped with its values?"
-            yield from (_option("rename", dotted, other.name) for other in new.values()
-                        if _fold(other.name) not in old)
-            yield _option("drop", dotted)
-    for key, column in new.items():
-        was, of_today = old.get(key), answers.column_titles.get((table, key), column.name)
-        is_required = column.not_null or column.in_key
-        if was:
-            is_required = column.not_null and not was.not_null and not column.in_key
-        has_value = column.default or column.is_rowid or column.is_generated
-        if not was and is_open:
-            continue  # this may be the new name of an old column, which has values
-        if is_required and not has_value and (table, key) not in answers.fills:
-            is_number = re.search("int|real|num|floa|doub|dec|bool", _fold(column.type))
-            rows = "where it is NULL" if was else "that there are"
-            yield (f"  The column {title}.{column.name} must not be NULL and has no default. Give "
-                   f"its value for the\n  rows {rows}, as SQL:")
-            yield _option("fill", _dotted(title, of_today), "0" if is_number else "''")
-            if was:
-                yield "  or its own name, if there are no such rows: the script fails if there are"
-                yield _option("fill", _dotted(title, of_today), _name(column.name))
-
-
-def _check_fills(answers: _Answers) -> None:
-    """Refuse a fill that fits no column, or is no expression over a row of its table."""
-    change = answers.change
-    for (table, key), value in answers.fills.items():
-        of_today = answers.column_titles.get((table, key), key)
-        what = f"fill {_dotted(answers.titles[table], of_today)}"
-        column = _read_columns(change.wanted, table).get(key)
-        if not column or column.is_generated:
-            answers.refuse(what, f"{answers.path} has no such column that takes a value")
-        if len({_schema_key(sql) for _, sql in change.tables(table)}) == 1:
-            answers.refuse(what, "the definition of this table does not change. Write an UPDATE "
-                                 "into a script")
-        try:
-            change.scratch.execute(f"SELECT ({value}\n) FROM {_quoted(table)}").fetchall()
-        except (change.scratch.Error, change.scratch.Warning, ValueError) as error:
-            answers.refuse(what, f"{error} (the tables are those of today there, and what is "
-                                 "renamed has its new name)")
+def _find_gone(change: _Change) -> dict[tuple[str, str], tuple[str, list[str]]]:
+    """Return what would lose its data, by (table, column): why, and the names that are new beside
+    it. The column is "" for a whole table."""
+    why = "is gone. Was it renamed, or is it dropped with its data?"
+    today, tables = _read_tables(change.scratch), _read_tables(change.wanted)
+    plain, gone = change.plain_tables(), {}
+    for table, (_, sql) in today.items():
+        if table not in tables:
+            gone[table, ""] = why, [name for of, (name, _) in tables.items() if of not in today]
+        elif table not in plain and _holds_content(sql) and change.is_changed(table):
+            gone[table, ""] = ("has content of its own, which the new table cannot take over. "
+                               "Write that script by hand, or let it go:"), []
+    for table in plain:
+        old, new = change.columns(table)
+        for key, column in old.items():
+            if key not in new or new[key].is_generated and not column.is_generated:
+                gone[table, key] = why, [each.name for of, each in new.items() if of not in old]
+    return gone
 
 
 # -------------------------------------------------------------- the whole change
 
 
-def _change_schema(change: _Change, fills: dict[tuple[str, str], str]) -> None:
-    """Find the statements that lead to the wanted schema."""
-    scratch, wanted = change.scratch, change.wanted
-    schema = _read_schema(wanted)
-    for kind in ("trigger", "index", "view"):
-        for key, (of, name, _) in _read_schema(scratch).items():
-            if of == kind and key not in schema:
-                change.drop(kind, name)
-    today, tables = _read_tables(scratch), _read_tables(wanted)
-    changed = [table for table, (_, sql) in today.items() if table in tables
-               and _schema_key(sql) != _schema_key(tables[table][1])]
-    for table in changed:
-        if _module(today[table][1]) or _module(tables[table][1]):
-            change.drop("table", today[table][0])
-    created = change.create_missing("table")
-    for table in changed:
-        if table not in created:
-            change.alter(table, {column: sql for (of, column), sql in fills.items() if of == table})
-    for table, (name, _) in today.items():  # after the others, whose values may come from these
-        if table not in tables:
-            change.drop("table", name)
-    for pragma in SCHEMA_PRAGMAS:
-        old, new = (each.execute(f"PRAGMA {pragma}").fetchall()[0][0] for each in (scratch, wanted))
-        if old != new:
-            change.do(f"PRAGMA {pragma} = {new}", f"sets {pragma} from {old} to {new}")
-    change.create_missing("index", "view", "trigger")
-    change.fill_indexes(created)
-
-
 def _copy_schema(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
     """Create in an empty database what an application made in another, without its rows."""
     target.execute("PRAGMA foreign_keys = OFF")  # some builds have them on
-    for *_, sql in _read_application(source):
+    for _, _, sql in _read_schema(source).values():
         target.execute(sql).fetchall()
-    _copy_pragmas(source, target)
-
-
-def _copy_pragmas(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
-    for pragma in SCHEMA_PRAGMAS:
-        value = source.execute(f"PRAGMA {pragma}").fetchall()[0][0]
-        target.execute(f"PRAGMA {pragma} = {value}")
 
 
 def _read_schema_file(path: str) -> str:
@@ -5149,42 +4533,43 @@ def _read_schema_file(path: str) -> str:
             f"there is no schema file {path}. Nothing was written. Write it with fastmigrate "
             f"--print-schema > {path}, or with get_schema().") from None
     except OSError as error:
-        raise _explain(error, "", (sqlite3.Error,), "Nothing was written.") from error
+        raise _explain(error, "Nothing was written.") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise MigrationError(f"{path}:{line}: this is not UTF-8. Nothing was written. Save the "
                              "file as UTF-8.", path=path, line=line) from error
 
 
-def _run_schema_file(wanted: sqlite3.Connection, text: str, path: str) -> None:
+def _run_schema_file(scripts: sqlite3.Connection, wanted: sqlite3.Connection, text: str,
+                     path: str) -> None:
     """Run the statements of a schema file in an empty database. Raises MigrationError with the
     line of a statement that is not allowed there or that SQLite rejects."""
-    why, line, statement = "there is no statement in it", 1, ""
-    for number, statement in _statements(text, 1):
-        why, line = _run_schema_statement(wanted, statement), number
-        if why:
-            break
-    if why:
-        raise MigrationError(f"{path}:{line}: {why}. Nothing was written. A schema file holds "
-                             "the CREATE statements of the schema, as --print-schema and "
-                             "get_schema() give them.", path=path, line=line, statement=statement)
-
-
-def _run_schema_statement(wanted: sqlite3.Connection, statement: str) -> str:
-    """Run a statement of a schema file; return why that may not hold it, "" if it may."""
-    words = [_fold(_bare(word)) for kind, word, _ in _tokens(statement) if kind != "comment"]
-    refusal = f"{' '.join(statement.split()[:3])} ... creates no part of a schema"
-    name = words[5:6] if words[2:5] == ["if", "not", "exists"] else words[2:3]
-    if words[:2] == ["create", "table"] and name and name[0].startswith("sqlite_"):
-        return ""  # the sqlite3 program's .schema prints these, which SQLite makes itself
-    if words[:1] != ["create"] and words[:2] not in (["pragma", each] for each in SCHEMA_PRAGMAS):
-        return refusal
+    for kind, _, sql in _read_schema(scripts).values():
+        if kind == "pragma":  # a file that does not speak of these leaves them alone
+            wanted.execute(sql)
+    line, statement = 1, ""
     try:
-        wanted.execute(statement).fetchall()
-        has_temporary = wanted.execute("SELECT 1 FROM sqlite_temp_master").fetchall()
-        return refusal if has_temporary else ""
+        for line, statement in _statements(text, 1):  # noqa: B007
+            _run_schema_statement(wanted, statement)
+        if not statement:
+            raise ValueError("there is no statement in it")
     except (wanted.Error, wanted.Warning, ValueError) as error:
-        return str(error)
+        raise MigrationError(
+            f"{path}:{line}: {error}. Nothing was written. A schema file holds the CREATE "
+            "statements of the schema, as --print-schema and get_schema() give them.",
+            path=path, line=line, statement=statement) from error
+
+
+def _run_schema_statement(wanted: sqlite3.Connection, statement: str) -> None:
+    """Run a statement of a schema file. Raises ValueError if it creates no part of a schema."""
+    words = [_fold(_bare(word)) for kind, word, _ in _tokens(statement) if kind != "comment"]
+    if words[:2] == ["create", "table"] and words[2:] and words[2].startswith("sqlite_"):
+        return  # the sqlite3 program's .schema prints these, which SQLite creates itself
+    is_allowed = words[:1] == ["create"] or words[:2] in (["pragma", p] for p in SCHEMA_PRAGMAS)
+    if is_allowed:
+        wanted.execute(statement).fetchall()
+    if not is_allowed or wanted.execute("SELECT 1 FROM sqlite_temp_master").fetchall():
+        raise ValueError(f"{' '.join(statement.split()[:3])} ... creates no part of a schema")
 
 
 def _compare_with_scripts(migrations_dir: StrPath, schema: StrPath, connect: Connect,
@@ -5201,22 +4586,20 @@ def _compare_with_scripts(migrations_dir: StrPath, schema: StrPath, connect: Con
             _closing(scripts.open(":memory:")) as scratch, \
             _closing(scripts.open(":memory:")) as wanted:
         if os.path.exists(migrations_dir):
-            _announce(report, migrations_dir)
+            _announce(report, _scan(migrations_dir))
             scripts.replay(migrations_dir, None)
         _copy_schema(scripts.connection, scratch)
-        _copy_pragmas(scratch, wanted)  # a file that does not speak of these leaves them alone
-        _run_schema_file(wanted, text, path)
-        change = _Change(scratch, wanted, lambda: scripts.open(":memory:"))
+        _run_schema_file(scripts.connection, wanted, text, path)
+        change = _Change(scratch, wanted)
         answers = _Answers(change, path, rename, drop, fill)
-        answers.rename()
-        questions = list(_questions(answers))
-        _check_fills(answers)
-        if questions:
-            raise MigrationError(
-                f"{path} leaves questions open. Nothing was written. Answer them, and run this "
-                "again:\n" + "\n".join(questions))
         try:
-            _change_schema(change, answers.fills)
+            answers.rename()
+            questions, fills = list(answers.questions()), answers.filled()
+            if questions:
+                raise MigrationError(
+                    f"{path} leaves questions open. Nothing was written. Answer them, and run this "
+                    "again:\n" + "\n".join(questions))
+            change.run(fills)
             remains = _diff_schemas(_read_schema(scratch), _read_schema(wanted), "the script", path)
         except scratch.Error as error:
             if isinstance(error, MigrationError):
@@ -5225,13 +4608,12 @@ def _compare_with_scripts(migrations_dir: StrPath, schema: StrPath, connect: Con
         if remains:
             raise MigrationError(f"no script was found that leads exactly to {path}. Nothing was "
                                  f"written. Write it by hand. What remains:\n{remains}")
-        broken = _newly_broken(scratch, _read_objects(scripts.connection))
-        for name, (reason, _) in broken.items():
-            raise MigrationError(f"{path}: {name} would not work any more: {reason}. Nothing was "
-                                 f"written. Change or remove it in {path}, then run this again.",
-                                 path=path)
-        lines = ["\n" * bool(comment) + "".join(f"-- {line}\n" for line in comment.splitlines())
-                 + _terminated(statement) for comment, statement in change.statements]
+        broken = _newly_broken(_read_objects(scripts.connection), _read_objects(scratch))
+        for fault in broken.values():
+            raise MigrationError(f"{path}: {fault}. Nothing was written. Change or remove it "
+                                 f"in {path}, then run this again.", path=path)
+        lines = ["\n" * statement.startswith("--") + _terminated(statement)
+                 for statement in change.statements]
         return "\n".join(lines).lstrip("\n"), change.notes
 
 
@@ -5239,14 +4621,13 @@ def _verify_schema_file(migrations_dir: StrPath, schema: str, connect: Connect,
                         report: _Report) -> str:
     """Return how a schema file differs from the schema of the scripts, "" if it does not."""
     text = _read_schema_file(schema)
-    _announce(report, migrations_dir)
-    with _MemoryDatabase(connect, report.of_scratch()) as scripts, scripts.explained():
+    _announce(report, _scan(migrations_dir))
+    with _MemoryDatabase(connect, report.of_scratch()) as scripts, scripts.explained(), \
+            _closing(scripts.open(":memory:")) as wanted:
         scripts.replay(migrations_dir, None)
-        with _closing(scripts.open(":memory:")) as wanted:
-            _copy_pragmas(scripts.connection, wanted)
-            _run_schema_file(wanted, text, schema)
-            return _diff_schemas(_read_schema(scripts.connection), _read_schema(wanted),
-                                 "the scripts", schema)
+        _run_schema_file(scripts.connection, wanted, text, schema)
+        return _diff_schemas(_read_schema(scripts.connection), _read_schema(wanted),
+                             "the scripts", schema)
 
 
 def _recreate(connection: sqlite3.Connection, table_name: str, definitions: str,
@@ -5267,23 +4648,21 @@ def _recreate(connection: sqlite3.Connection, table_name: str, definitions: str,
         except (wanted.Error, wanted.Warning, ValueError) as error:
             raise MigrationError(f"the new definition of {name} is not valid: {error}. Nothing "
                                  "was changed.") from error
-        new = _read_columns(wanted, name)
-        missing = [column.name for key, column in _read_columns(scratch, name).items()
-                   if key not in new or new[key].is_generated and not column.is_generated]
+        change = _Change(scratch, wanted)
+        missing = ", ".join(column for _, column in _find_gone(change))
         if missing:
-            raise MigrationError(f"the new definition of {name} lacks {', '.join(missing)}, whose "
-                                 "values would be lost. Nothing was changed.")
-        change = _Change(scratch, wanted, open_memory)
+            raise MigrationError(f"the new definition of {name} lacks {missing}, whose values "
+                                 "would be lost. Nothing was changed.")
         change.rebuild(table, {})
         change.create_missing("index", "trigger")
         change.fill_indexes(())
-        return [statement for _, statement in change.statements]
+        return change.statements
 
 
 def _schema_of_scripts(migrations_dir: StrPath, to: int | None, connect: Connect,
                        report: _Report) -> str:
     """Return what get_schema() returns."""
-    _announce(report, migrations_dir, to=MAX_VERSION if to is None else to)
+    _announce(report, _scan(migrations_dir), to=to)
     with _MemoryDatabase(connect, report.of_scratch()) as scratch:
         scratch.replay(migrations_dir, to)
         return _schema_text(scratch.read(_read_schema)[1])
@@ -5301,7 +4680,7 @@ def _create_script(folder: str, description: str, text: str, notes: list[str]) -
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise _explain(error, "", (sqlite3.Error,), "Nothing was written.") from error
+        raise _explain(error, "Nothing was written.") from error
     number = max(_scripts(folder), default=0) + 1
     if number > MAX_VERSION:
         raise ValueError(f"there is a script {MAX_VERSION} already, the last there can be")
@@ -5321,7 +4700,7 @@ def _create_script(folder: str, description: str, text: str, notes: list[str]) -
                              "this one. Run this again.") from None
     except BaseException as error:
         if isinstance(error, OSError):
-            error = _explain(error, "", (sqlite3.Error,), "Nothing was written.")
+            error = _explain(error, "Nothing was written.")
         try:
             os.unlink(path)
         except OSError:
@@ -5333,154 +4712,124 @@ def _create_script(folder: str, description: str, text: str, notes: list[str]) -
 # ------------------------------------------------------------------ squash
 
 
-INSERT_SIZE = 64 * 1024  # characters of one INSERT, beyond which another one begins
+INSERT_ROWS = 16  # of one INSERT
 SQUASHED_ENDING = "-squashed.sql"
 
 
 def _squash(folder: str, to: int, connect: Connect, report: _Report) -> str:
     """Do what squash() does; return the path as a string. The directory changes only in the
     last step, when the new script is proved."""
+    import filecmp
     import tempfile
     path = os.path.join(folder, f"{to:04d}{SQUASHED_ENDING}")
     before = os.path.join(folder, f"before-{to:04d}")
-    names = _squash_names(folder, to, path, before)
-    _announce(report, folder, to=to)
+    listing = _scan(folder)
+    _refuse_twins(listing)
+    for taken in filter(os.path.lexists, (path, before)):
+        raise MigrationError(f"{taken} already exists, and squash puts scripts there. Nothing "
+                             "was changed. Move it out of the way first.")
+    if to not in listing.names:
+        raise MigrationError(f"{folder} has no script with the number {to:04d}. Nothing was "
+                             "changed. Give the number of the last script to squash.")
+    names = [name for version, name in sorted(listing.names.items()) if version <= to]
+    _announce(report, listing, to=to)
     with tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
-        built = _ScratchFile(os.path.join(room, "built.db"), connect, report.of_scratch())
-        new = os.path.join(room, os.path.basename(path))
-        built.replay(folder, to)
-        with built.explained():
-            with open(new, "w", encoding="utf-8", newline="") as file:
-                file.writelines(_squash_text(built, to))
-            wrong = _squash_difference(built, to, room)
-            if wrong:
-                raise MigrationError(
-                    f"{path} would not build what the scripts up to {to} build: {wrong}. Nothing "
-                    "was changed. Squash up to a script before the one that made this.")
-            _squash_place(new, path, before, names)
+        new_folder = os.path.join(room, "new")
+        new = _write_squashed(folder, new_folder, to, connect, report)
+        proof = _write_squashed(new_folder, os.path.join(room, "proof"), to, connect, report)
+        # Different values are never written alike, so equal texts mean equal databases.
+        if not filecmp.cmp(new, proof, shallow=False):
+            raise MigrationError(f"the squashed script would not build what the scripts up to {to} "
+                                 "build. Nothing was changed. Squash fewer scripts.")
+        _place_squashed(new, path, before, names)
     report.result(f"wrote {path}; moved {_plural(len(names), 'script')} to {before}")
     return path
 
 
-def _squash_names(folder: str, to: int, path: str, before: str) -> dict[int, str]:
-    """Return the names of the scripts to squash, by version; refuse what cannot be squashed."""
-    listing = _scan(folder)
-    _refuse_twins(listing)
-    names = {version: name for version, name in listing.names.items() if version <= to}
-    if to not in names or to == listing.squashed_version:
-        raise MigrationError(f"{folder} has no script with the number {to:04d}, or it is squashed "
-                             "already. Nothing was changed. Give the number of the last script "
-                             "to squash.")
-    for taken in (path, *(os.path.join(before, name) for name in names.values())):
-        if os.path.lexists(taken):
-            raise MigrationError(f"{taken} already exists, and squash puts a script there. Nothing "
-                                 "was changed. Move it out of the way first.")
-    return names
+def _write_squashed(source: str, target: str, to: int, connect: Connect, report: _Report) -> str:
+    """Run the scripts in the directory `source`. Write one script that builds the same database
+    into the new directory `target`; return its path."""
+    os.mkdir(target)
+    path = os.path.join(target, f"{to:04d}{SQUASHED_ENDING}")
+    database = _ScratchFile(os.path.join(target, "scratch.db"), "the scratch database",
+                            "This was a trial of squash: nothing was changed.",
+                            connect=connect, report=report.of_scratch(), durable=False)
+    database.create()
+    _replay(database, source, to)
+    with database.explained(), open(path, "w", encoding="utf-8", newline="") as file:
+        file.writelines(_squash_text(database, to))
+    return path
 
 
-def _squash_place(new: str, path: str, before: str, names: dict[int, str]) -> None:
-    """Put the new script into the directory, and move the old ones into a folder of it.
+def _place_squashed(new: str, path: str, before: str, names: list[str]) -> None:
+    """Put the new script into the directory, and move the old ones into the folder `before`.
 
     The script of the new one's own number moves last. Until it has moved, the directory has
-    two scripts of one number, which every run refuses: a half-done squash is never run.
+    two scripts of one number, which every run refuses: a half-done squash is never run. To undo
+    a squash that was cut off, move the scripts in `before` back; delete it and the new script.
     """
     import shutil
-    folder = os.path.dirname(path) or "."
-    with open(new, "rb") as source, open(path, "xb") as target:  # fails if another was faster
-        try:
-            shutil.copyfileobj(source, target)
-            target.flush()
-            _sync(path)
-            os.makedirs(before, exist_ok=True)
-        except BaseException:
-            target.close()  # Windows removes no open file
-            _remove(path)
-            raise
+    folder = os.path.dirname(path)
     try:
-        for _, name in sorted(names.items()):
+        open(path, "xb").close()  # fails if another process was faster
+        try:
+            shutil.copyfile(new, path)
+            _sync(path)
+            os.mkdir(before)
+        except BaseException:
+            _remove(path)  # no script has moved yet
+            raise
+    except OSError as error:
+        raise _explain(error) from error
+    try:
+        for name in names:
             os.rename(os.path.join(folder, name), os.path.join(before, name))
     except OSError as error:
-        raise MigrationError(f"{os.fsdecode(error.filename)}: {error.strerror}. The squash "
-                             "stopped, and no script is lost. Fix this. " + _describe_squash_again(
-                                 folder, os.path.basename(path), "Then ")) from error
+        raise MigrationError(
+            f"{_diagnose(error)[0]}. The squash stopped, and no script is lost. To undo it, move "
+            f"the scripts in {before} back to {folder}; delete {before} and {path}.") from error
     _sync(before)
     _sync(folder)
 
 
-def _squash_again(listing: _Listing, names: list[str]) -> str:
-    """Return what to do about several scripts of one number if a squash that was cut off can
-    have left them, "" if not."""
-    name = f"{names[0][:4]}{SQUASHED_ENDING}"
-    return "" if name not in names else (
-        _describe_squash_again(listing.folder, name, "If a squash was cut off, ")
-        + "; else give the newer one another number.")
-
-
-def _describe_squash_again(folder: str, name: str, start: str) -> str:
-    """Return how to undo a squash that was cut off. `name` is that of its script."""
-    return (f"{start}move the scripts in {os.path.join(folder, f'before-{name[:4]}')} back to "
-            f"{folder}, delete {os.path.join(folder, name)} if it exists, and squash again")
-
-
-def _squash_difference(built: _ScratchFile, to: int, room: str) -> str:
-    """Return how the database that the only script in the directory `room` builds differs from
-    `built`, "" if it does not. Each is written as a script, and the texts are compared: they
-    are equal only for equal databases, because different values are never written alike."""
-    from itertools import zip_longest
-    proof = _ScratchFile(os.path.join(room, "proof.db"), built.connect, _Silence())
-    try:
-        proof.replay(room, None)
-    except proof.errors as error:
-        return "it fails: " + _first_line(error).replace(room + os.sep, "")
-    for wanted, found in zip_longest(_squash_text(built, to), _squash_text(proof, to)):
-        if wanted != found:
-            return f"it leads to {str(found)[:200]!r} instead of {str(wanted)[:200]!r}"
-    return ""
-
-
-def _squash_text(database: _ScratchFile, to: int) -> Iterator[str]:
+def _squash_text(database: _Database, to: int) -> Iterator[str]:
     """Yield the script that builds a database on an empty one, in pieces.
 
-    Indexes follow the rows because that is faster. Views come before virtual tables because
-    one may read its content from a view. Triggers come last so that none fires for a row.
+    The order of the objects is that of _read_objects(): indexes follow the rows because that is
+    faster; views come before virtual tables because one may read its content from a view;
+    triggers come last so that none fires for a row.
     """
     with _closing(database.open()) as connection, _closing(database.open()) as rows:
         rows.text_factory = bytearray  # text need not be UTF-8; blobs are bytes
-        objects = [("virtual" if _module(sql) else kind, name, sql.rstrip())
-                   for kind, name, _, sql in _read_objects(connection)
+        objects = [(kind, name, sql.rstrip()) for kind, name, _, sql in _read_objects(connection)
                    if _fold(name) not in OWN_TABLES]
-        tables = [_Table(connection, name, sql) for kind, name, sql in objects if kind == "table"]
+        tables = [sql for kind, _, sql in objects if kind == "table" and not _module(sql)]
+        has_checks = any("check" in _fold(sql) for sql in tables)
         yield "-- fastmigrate: squashed\n"
-        if any(_dangles(connection, child) for child in _parents(connection)):
+        if _dangles(connection):
             yield "-- fastmigrate: no-foreign-key-check\n"
         yield (f"-- The schema and the rows that the scripts up to {to:04d} lead to. The scripts "
                f"are in\n-- before-{to:04d}. A database at version {to} or above never runs "
                "this.\n")
         if _journal_mode(connection) == "wal":
             yield "PRAGMA journal_mode = WAL;\n"
-        for table in tables:
-            yield f"{_terminated(table.sql)}\n"
-        checks = any("check" in _fold(table.sql) for table in tables)
-        if checks:  # a row may have been written while they were not enforced
+        if has_checks:  # a row may have been written while they were not enforced
             yield "PRAGMA ignore_check_constraints = ON;\n"
-        for table in tables:
-            yield from _dump_rows(rows, table)
-        if checks:
+        for kind, name, sql in objects:
+            yield f"{_terminated(sql)}\n"
+            if _module(sql):
+                yield _fill_virtual(connection, name, sql)
+            elif kind == "table":
+                yield from _dump_rows(rows, _Table(connection, name, sql))
+        if has_checks:
             yield "PRAGMA ignore_check_constraints = OFF;\n"
-        if any(_is_sequenced(table.sql) for table in tables):
+        if any(map(_is_sequenced, tables)):
             yield "DELETE FROM sqlite_sequence;\n"
-            yield from _dump_rows(rows, _Table(
-                connection, *_read_table(connection, "sqlite_sequence")))
-        for wanted in ("index", "view", "virtual", "trigger"):
-            for kind, name, sql in objects:
-                if kind == wanted:
-                    yield f"{_terminated(sql)}\n"
-                if kind == wanted == "virtual":
-                    yield _fill_virtual(connection, name, sql)
-        for pragma in ("user_version", "application_id"):
-            value = connection.execute(f"PRAGMA {pragma}").fetchall()[0][0]
-            if value:
-                yield f"PRAGMA {pragma} = {value};\n"
+            sequences = _Table(connection, *_read_table(connection, "sqlite_sequence"))
+            yield from _dump_rows(rows, sequences)
+        for kind, _, sql in _read_schema(connection).values():
+            if kind == "pragma":
+                yield f"{sql};\n"
 
 
 def _fill_virtual(connection: sqlite3.Connection, name: str, sql: str) -> str:
@@ -5525,79 +4874,69 @@ def _squash_refusal(connection: sqlite3.Connection, version: int, to: int, listi
                     database: str) -> str:
     """Return why the squashed script cannot bring a database to a version, "" if it can or
     is not needed. It builds new databases only: the rows of others may be changed by now."""
-    last, folder, names = listing.squashed_version, listing.folder, listing.names
+    last, names = listing.squashed_version, listing.names
     if version >= last or to <= version:
         return ""
-    squashes = [os.path.join(folder, name) for name in sorted(os.listdir(folder))
-                if f"before-{version + 1:04d}" <= name <= f"before-{last:04d}"]
-    here = " and ".join(filter(os.path.isdir, squashes))
-    release = f"a release that still has the scripts up to {last}" + (
-        f" (here they are in {here})" if here else "")
     tables = [name for kind, name, *_ in _read_application(connection) if kind == "table"]
     if version:
-        why = f"{database} is at version {version}"
-        do = f"Migrate the database first with {release}."
+        reason = (f"{database} is at version {version}. Migrate it first with a release that "
+                  f"still has the scripts up to {last}.")
     elif to < last:
-        why = f"there is no version {to} in {folder} any more"
-        do = f"Stop at {last} or above, or use {release}."
+        reason = f"there is no version {to} any more. Stop at {last} or above."
     elif min(names) < last:
-        why = f"{names[min(names)]} in {folder} has a number below {names[last]}"
-        do = (f"Delete it if {names[last]} replaced it; else give it a number above the latest "
-              "script.")
+        reason = (f"{names[min(names)]} has a lower number. Delete it if {names[last]} replaced "
+                  "it; else give it a number above the latest script.")
     elif tables:
-        why = f"{database} is at version 0 and has tables ({_cut(sorted(tables))})"
-        do = (f"If the tables are those of version {last}, set the version with --set-version or "
-              "set_db_version(); else begin with an empty database.")
+        reason = (f"{database} has tables ({_cut(sorted(tables))}). If they are those of version "
+                  f"{last}, set the version with --set-version or set_db_version(); else begin "
+                  "with an empty database.")
     else:
         return ""
-    return (f"{why}, and the scripts up to {last} in {folder} were squashed into one, which builds "
-            f"new databases only. Nothing was changed. {do}")
+    return (f"the scripts up to {last} in {listing.folder} were squashed into one, which builds "
+            f"new databases only, but {reason} Nothing was changed.")
 
 
 # -------------------------------------------------------------- rows as SQL
 
 
 class _Table:
-    """A table that is not virtual: what its rows store, and what tells them from each other."""
+    """A table: how many rows it has and, unless it is virtual, what they store and what tells
+    them from each other."""
 
     def __init__(self, connection: sqlite3.Connection, name: str, sql: str) -> None:
+        is_virtual = bool(_module(sql))
         self.name = name
-        self.sql = sql
-        self.columns = _read_columns(connection, name)  # by name in small letters
+        # By name in small letters; none if it is virtual.
+        self.columns = {} if is_virtual else _read_columns(connection, name)
         self.has_integer_key = any(column.is_rowid for column in self.columns.values())
-        names = ("rowid", "_rowid_", "oid") if _has_rowid(sql) else ()
+        names = ("rowid", "_rowid_", "oid") if self.columns and _has_rowid(sql) else ()
         # The name by which the rowid can be read: "" if columns have taken them all.
         self.rowid = next((name for name in names if name not in self.columns), "")
         self.sequence = 0  # the highest id that AUTOINCREMENT has given
-        if _is_sequenced(sql):
+        if self.columns and _is_sequenced(sql):
             self.sequence = connection.execute(
                 "SELECT ifnull(max(CAST(seq AS INTEGER)), 0) FROM sqlite_sequence WHERE name = ?",
-                (self.name,)).fetchall()[0][0]
-
-    def stored(self) -> list[str]:
-        """Return, quoted, the columns whose values a row stores, and before them its rowid if
-        none of them is that."""
-        columns = [_quoted(each.name) for each in self.columns.values() if not each.is_generated]
-        return [self.rowid, *columns] if self.rowid and not self.has_integer_key else columns
+                (name,)).fetchall()[0][0]
+        self.rows = 0
+        try:
+            self.rows = _count(connection, _quoted(name), "1")[0]
+        except connection.OperationalError:
+            if not is_virtual:
+                raise  # a virtual one may lack what it reads from
 
 
 def _dump_rows(connection: sqlite3.Connection, table: _Table) -> Iterator[str]:
-    """Yield the INSERT statements, in pieces, that bring back the rows of a table exactly."""
-    columns = table.stored()
+    """Yield the INSERT statements that bring back the rows of a table exactly."""
+    columns = [_quoted(each.name) for each in table.columns.values() if not each.is_generated]
+    if table.rowid and not table.has_integer_key:
+        columns.insert(0, table.rowid)
+    insert = f"INSERT INTO {_quoted(table.name)} ({', '.join(columns)}) VALUES\n"
     # A unary plus changes no value, but keeps `connect` with detect_types from converting it.
     values = ", ".join(f"+{column} AS c" for column in columns)
-    left, end = 0, ""  # the characters that still fit into this INSERT, and how it ends
-    for row in connection.execute(
-            f"SELECT {values} FROM main.{_quoted(table.name)} NOT INDEXED"):
-        if left <= 0:
-            yield f"{end}INSERT INTO {_quoted(table.name)} ({', '.join(columns)}) VALUES\n"
-            left, end = INSERT_SIZE, ";\n"
-        else:
-            yield ",\n"
-        text = f"({', '.join([_literal(connection, value) for value in row])})"
-        left -= len(text)
-        yield text
-    yield end
+    cursor = connection.execute(f"SELECT {values} FROM main.{_quoted(table.name)} NOT INDEXED")
+    while rows := cursor.fetchmany(INSERT_ROWS):
+        texts = [f"({', '.join([_literal(connection, value) for value in row])})" for row in rows]
+        yield insert + ",\n".join(texts) + ";\n"
 
 
 def _literal(connection: sqlite3.Connection, value: Any) -> str:
@@ -5636,37 +4975,16 @@ def _float_literal(connection: sqlite3.Connection, value: float) -> str:
 
 
 class _ScratchFile(_Database):
-    """A database in a temporary directory, for what has to be a file."""
+    """A database file that is removed after its use, or if a script fails. The error of that
+    script ends with the sentence `outcome`."""
 
-    def __init__(self, path: str, connect: Connect, report: _Report) -> None:
-        super().__init__(path, connect=connect, report=report, durable=False)
-        self.name = "the scratch database"
-
-    def replay(self, migrations_dir: StrPath, to: int | None) -> None:
-        """Create the database, and run the scripts up to a version."""
-        self.create()
-        _replay(self, migrations_dir, to)
-
-
-class _BuiltFile(_Database):
-    """A new database, which is removed if a script fails."""
+    def __init__(self, path: StrPath, name: str, outcome: str, **options: Any) -> None:
+        super().__init__(path, **options)
+        self.name = name
+        self._outcome = outcome
 
     def standing_after(self, script: _Script, version: int) -> str:
-        return f"{self.name} was not kept."
-
-
-class _Rehearsed(_Database):
-    """A copy of a database, for a rehearsal."""
-
-    def __init__(self, original: _Database, path: str) -> None:
-        super().__init__(path, original.timeout, original.connect, original.report, durable=False)
-        self.name = f"the copy of {original.name}"
-        self.path_as_given = original.path_as_given  # for commands to paste
-        self.original = original.name
-        original.copy_to(path)
-
-    def standing_after(self, script: _Script, version: int) -> str:
-        return f"This was a rehearsal: {self.original} is untouched."
+        return self._outcome
 
 
 def _verify(database: _Database, folder: str) -> str:
@@ -5676,7 +4994,7 @@ def _verify(database: _Database, folder: str) -> str:
         _refuse_twins_for(database, listing)
     version, schema = database.read(
         lambda connection, version: _schema_without_tools(database, connection))
-    _announce(database.report, folder, to=version)
+    _announce(database.report, listing, to=version)
     with _MemoryDatabase(database.connect, database.report.of_scratch()) as scratch:
         return _diff_from_scripts(scratch, folder, version, schema, database.name)
 
@@ -5700,26 +5018,24 @@ def _replay(scratch: _Database, migrations_dir: StrPath, to: int | None) -> None
     _Run(scratch, migrations_dir, to, listing=listing).run()
 
 
-def _announce(report: _Report, migrations_dir: StrPath, where: str = "a scratch database",
-              version: int = 0, to: int = MAX_VERSION) -> None:
+def _announce(report: _Report, listing: _Listing, version: int = 0, to: int | None = None) -> None:
     """Warn of the scripts that can write elsewhere than to their database: .py, .sh and ATTACH.
-    Call this before the scripts above `version`, up to `to`, run on `where`."""
+    Call this before the scripts above `version`, up to `to`, run on a scratch database or copy."""
     import re
-    attach = re.compile(rb"""\battach\s+(?:database\s+)?('[^']*'|"[^"]*"|[?:@$]\w*)\s+as\s""", re.I)
-    folder = os.fsdecode(migrations_dir)
-    scripts = [_Script(folder, number, name) for number, name in sorted(_scan(folder).names.items())
-               if version < number <= to]
-
-    def acts_elsewhere(script: _Script) -> bool:
+    attach = re.compile(rb"""\battach\s+(database\s+)?['"]""", re.I)
+    found = []
+    for number, name in sorted(listing.names.items()):
+        script = _Script(listing.folder, number, name)
+        if not version < number <= (MAX_VERSION if to is None else to):
+            continue
         try:
-            return not script.is_sql or any(map(attach.search, _Reading(script).lines()))
+            if not script.is_sql or any(map(attach.search, _Reading(script).lines())):
+                found.append(name)
         except _ScriptFailed:
-            return False  # it cannot be read, as the run will report
-
-    found = [script.name for script in scripts if acts_elsewhere(script)]
+            pass  # it cannot be read, as the run will report
     if found:
-        report.warn(f"now running on {where}: {_cut(found)}. What they do outside of it "
-                    "(files, other databases, the network) really happens.")
+        report.warn(f"now running on a scratch database or copy: {_cut(found)}. What they do "
+                    "outside of it (files, other databases, the network) really happens.")
 
 
 # -------------------------------------------------------------- enrolling
@@ -5729,59 +5045,51 @@ def _enroll(database: _Database, folder: str) -> int:
     """Do what enroll_db() does. The write lock is held, so that no other process changes the
     schema or sets the version meanwhile."""
     with database.explained(), database.writing() as connection:
-        try:
-            version = _read_version(connection, database.name)
-        except _EmptyError:
-            raise
-        except UnversionedError:
-            pass
-        else:
+        if connection.execute(HAS_META).fetchall() or _is_empty(connection):
+            version = _read_version(connection, database.name)  # raises if it is empty
             raise MigrationError(f"{database.name} is already versioned, at version {version}. "
                                  "Nothing was changed. Run fastmigrate without --enroll.")
         _forget(connection, MAX_VERSION, database.name)  # fails if the history is not ours
         schema = _schema_without_tools(database, connection)
-        objects, written = _select_objects(connection), list[str]()
-        listing = _scan(folder) if os.path.exists(folder) else None
-        if listing:
+        written = ""
+        listing = _scan(folder) if os.path.exists(folder) else _Listing(folder, {}, {}, [])
+        if listing.ignored:
+            database.report.warn(_describe_ignored(listing))
+        if listing.names:
             _refuse_twins(listing)
-            if listing.ignored:
-                database.report.warn(_describe_ignored(listing))
-        if listing and listing.names:
-            _announce(database.report, folder)
-            version = _find_version(database, schema, folder, sorted(listing.names))
+            _announce(database.report, listing)
+            version = _find_version(database, schema, listing)
         else:
-            version, written = 1, _enroll_script(database, schema, folder)
+            version, written = 1, _write_first_script(database, schema, folder)
             listing = _scan(folder)
         try:
             connection.execute(CREATE_META)
             connection.execute(INSERT_META, (version,)).fetchall()
-            _record(connection, version, [], listing, _broken_in(objects))
+            _record(connection, version, [], listing,
+                    _broken_objects(_select_objects(connection)))
             database.commit(connection)
         except BaseException:
-            if connection.in_transaction:  # it was not committed
-                _remove(*written)
+            if written and connection.in_transaction:  # it was not committed
+                _remove(written)
             raise
-        for path in written:
-            database.report.result(f"wrote {path}")
+        if written:
+            database.report.result(f"wrote {written}")
         return version
 
 
-def _find_version(database: _Database, schema: Schema, folder: str, versions: list[int]) -> int:
+def _find_version(database: _Database, schema: Schema, listing: _Listing) -> int:
     """Return the highest version whose schema, replayed, is this one."""
     with _MemoryDatabase(database.connect, database.report.of_scratch()) as scratch:
-        diffs = {version: _diff_from_scripts(scratch, folder, version, schema, database.name)
-                 for version in versions}
-    fitting = [version for version in versions if not diffs[version]]
+        diffs = {version: _diff_from_scripts(scratch, listing.folder, version, schema,
+                                             database.name)
+                 for version in sorted(listing.names)}
+    fitting = [version for version, diff in diffs.items() if not diff]
     if not fitting:
         nearest = min(reversed(diffs.values()), key=lambda diff: diff.count("\n"))
-        squashed = _scan(folder).squashed_version
-        older = (f" The scripts up to {squashed} were squashed into one: if it has the schema of "
-                 "an older version, enroll and migrate it first with a release that still has the "
-                 f"scripts up to {squashed}." if squashed else "")
         raise MigrationError(f"no version has the schema of {database.name}. The nearest:\n"
                              f"{nearest}\nNothing was changed. Write the next script so that it "
                              "leads to this schema, or change the database to fit, then run this "
-                             f"again.{older}")
+                             "again.")
     if len(fitting) > 1:
         database.report.warn(
             f"the versions {', '.join(map(str, fitting))} all have the schema of "
@@ -5789,27 +5097,21 @@ def _find_version(database: _Database, schema: Schema, folder: str, versions: li
     return fitting[-1]
 
 
-def _enroll_script(database: _Database, schema: Schema, folder: str) -> list[str]:
-    """Write the first script, which builds a schema, after a proof that it does; return the
-    paths of what was written."""
+def _write_first_script(database: _Database, schema: Schema, folder: str) -> str:
+    """Write the script that builds a schema, after a proof that it does; return its path."""
     import tempfile
     text = ("-- The schema as it was when this database was put under management.\n"
             + _schema_text(schema))
-    with tempfile.TemporaryDirectory(prefix="fastmigrate-") as room, \
-            _MemoryDatabase(database.connect, database.report.of_scratch()) as scratch:
+    with tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
         _create_script(room, "initialize", text, [])
-        diff = _diff_from_scripts(scratch, room, 1, schema, database.name)
-    if diff:
-        raise MigrationError(
-            f"the schema of {database.name}, written as a script, builds another one:\n{diff}"
-            "\nNothing was changed. Write 0001 by hand, then run this again.")
+        _find_version(database, schema, _scan(room))  # raises if it builds another schema
     path = _create_script(folder, "initialize", text, [])
     if os.path.basename(path) != "0001-initialize.sql":
         _remove(path)
         raise MigrationError(f"another process wrote to {folder} meanwhile. Nothing was "
                              "changed by this one. Run this again.")
     _sync(path)
-    return [path]
+    return path
 
 
 # -------------------------------------------------------------- rehearsing
@@ -5821,129 +5123,120 @@ def _rehearse(database: _Database, folder: str, to: int | None, examples: int) -
     with database.explained():
         listing = _scan(folder)
         _refuse_twins_for(database, listing)
-    _announce(database.report, folder, f"a copy of {database.name}", database.read()[0],
-              MAX_VERSION if to is None else to)
+    _announce(database.report, listing, database.read()[0], to)
     with database.explained(), tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
-        copy, before = _Rehearsed(database, os.path.join(room, "copy.db")), f"{room}/before.db"
-        copy.copy_to(before)
-        version, (schema, rows, tables, names) = copy.read(_read_contents)
+        before = os.path.join(room, "before.db")
+        copy = _ScratchFile(os.path.join(room, "copy.db"), f"the copy of {database.name}",
+                            f"This was a rehearsal: {database.name} is untouched.",
+                            timeout=database.timeout, connect=database.connect,
+                            report=database.report, durable=False)
+        copy.path_as_given = database.path_as_given  # for commands to paste
+        _copy_database(database, copy.path)
+        _copy_database(copy, before)
+        version, (schema, tables) = copy.read(_read_contents)
         run = _Run(copy, folder, to)
         run.run()
-        _, (new_schema, new_rows, new_tables, new_names) = copy.read(_read_contents)
+        _, (new_schema, new_tables) = copy.read(_read_contents)
         with _closing(copy.open()) as connection:
             connection.set_progress_handler(  # lets Ctrl-C in
                 _as_progress_handler(database.report.check_stop), TICK_INSTRUCTIONS)
             connection.text_factory = lambda text: text.decode(errors="replace")
             connection.execute("ATTACH ? AS before", (before,)).fetchall()
-            compared = _compare_rows(connection, tables, new_tables, examples)
+            compared = _compare_tables(connection, tables, new_tables, examples)
     return {
         "migrations": [{"version": each.script.version, "name": each.script.name,
                         "seconds": each.seconds} for each in run.applied],
         "diff": _diff_schemas(schema, new_schema, f"{database.name} at version {version}",
                               "after the pending scripts"),
-        "rows": {name: [rows.get(table, 0), new_rows.get(table, 0)]
-                 for table, name in sorted({**names, **new_names}.items())
-                 if rows.get(table, 0) != new_rows.get(table, 0)},
         **compared, "broken": run.broken}
 
 
 def _read_contents(connection: sqlite3.Connection, version: int,
-                   ) -> tuple[Schema, dict[str, int], dict[str, _Table], dict[str, str]]:
-    """Return the schema; and by the names of the tables in small letters: the number of rows of
-    each that can be read, those that are not virtual, and the names as they are written."""
-    schema, rows, tables, names = _read_schema(connection), {}, {}, {}
-    for kind, name, sql in schema.values():
-        if kind != "table":
-            continue
-        if not _module(sql):
-            tables[_fold(name)] = _Table(connection, name, sql)
-        names[_fold(name)] = name
-        try:
-            rows[_fold(name)] = _count(connection, _quoted(name), "1")[0]
-        except connection.OperationalError:
-            if not _module(sql):
-                raise  # a virtual one may lack what it reads from
-    return schema, rows, tables, names
+                   ) -> tuple[Schema, dict[str, _Table]]:
+    """Return the schema, and the tables by their names in small letters."""
+    schema = _read_schema(connection)
+    return schema, {_fold(name): _Table(connection, name, sql)
+                    for kind, name, sql in schema.values() if kind == "table"}
 
 
-def _compare_rows(connection: sqlite3.Connection, before: dict[str, _Table],
-                  after: dict[str, _Table], examples: int) -> dict[str, dict[str, Any]]:
-    """Compare the tables of the attached database `before` with those of the same name: return
-    {"lost": {table: {column: values}}, "changed": {table: {column: values}}, "filled": {table:
-    {column: values}}, "examples": {table: {column: [[key, before, after]]}}, "sequences":
-    {table: [before, after]}}.
-
-    SQLite compares, table by table, so that memory holds no rows.
-    """
+def _compare_tables(connection: sqlite3.Connection, before: dict[str, _Table],
+                    after: dict[str, _Table], examples: int) -> dict[str, dict[str, Any]]:
+    """Compare the tables of the attached database `before` with those of today. Return what
+    rehearse() returns under the keys below. SQLite compares, so that memory holds no rows."""
     found: dict[str, dict[str, Any]] = {
-        "lost": {}, "changed": {}, "filled": {}, "examples": {}, "sequences": {}}
-    for table in sorted(before.keys() & after.keys()):
-        old, new = before[table], after[table]
-        back = [old.sequence, new.sequence] if new.sequence < old.sequence else []
-        for kind, values in zip(found, (*_compare_table(connection, old, new, examples), back)):
-            if values:
-                found[kind][new.name] = values
+        "rows": {}, "lost": {}, "changed": {}, "filled": {}, "examples": {}, "sequences": {}}
+    for table in sorted({*before, *after}):
+        old, new = before.get(table), after.get(table)
+        name = (new or before[table]).name
+        rows = [each.rows if each else 0 for each in (old, new)]
+        if rows[0] != rows[1]:
+            found["rows"][name] = rows
+        if old and new and old.columns and new.columns:
+            for kind, values in _compare_table(connection, old, new, examples).items():
+                if values:
+                    found[kind][name] = values
+            if new.sequence < old.sequence:
+                found["sequences"][name] = [old.sequence, new.sequence]
     return found
 
 
 def _compare_table(connection: sqlite3.Connection, old: _Table, new: _Table, examples: int,
-                   ) -> tuple[dict[str, int], dict[str, int], dict[str, int], dict[str, Any]]:
-    """Return four dictionaries by column: how many values, other than NULL, were lost with a
-    dropped column; how many values changed in a kept one; how many of the old rows have a value
-    in a new one; and examples of the changed values.
+                   ) -> dict[str, dict[str, Any]]:
+    """Compare a table that is not virtual. Return by column how many values were lost with a
+    dropped one, changed in a kept one, and are in a new one; and examples of the last two.
 
     A dropped column has lost nothing if a new or a changed column holds its values now. A row
     that is not found by its old key counts as a change of the key. Rows by which the table has
     become smaller are not counted here, because the number of rows shows them.
     """
-    gone = [each.name for column, each in old.columns.items() if column not in new.columns]
-    kept = [each.name for column, each in new.columns.items() if column in old.columns]
-    added = [each.name for column, each in new.columns.items() if column not in old.columns]
     key = _matching_key(old, new)
-    source, target = f"before.{_quoted(old.name)} AS b", f"main.{_quoted(new.name)} AS a"
-    joined = f"{source} JOIN {target} ON " + (" AND ".join(f"b.{n} = a.{n}" for n in key) or "0")
-    matched, *numbers = _count(connection, joined, "1", *(_differs(name, name) for name in kept),
-                               *(f"a.{_quoted(name)} IS NOT NULL" for name in added))
-    changed = {name: number for name, number in zip(kept, numbers) if number}
-    filled = {name: number for name, number in zip(added, numbers[len(kept):]) if number}
-    lost = {}
-    for name in gone:
-        holds = f"b.{_quoted(name)} IS NOT NULL"
-        number = _count(connection, source, holds)[0]
-        moved_to = []
-        for other in (*added, *changed):
-            held, lost_here = _count(
-                connection, joined, holds, f"{holds} AND {_differs(name, other)}")
-            if held and not lost_here:
-                moved_to.append(other)
-        if number and not moved_to:
+    source = f"before.{_quoted(old.name)} AS b"
+    joined = f"{source} JOIN main.{_quoted(new.name)} AS a ON " + (
+        " AND ".join(f"b.{column} = a.{column}" for column in key) or "0")
+    conditions = {each.name: _differs(each.name, each.name) if column in old.columns
+                  else f"a.{_quoted(each.name)} IS NOT NULL"
+                  for column, each in new.columns.items()}
+    matched, *numbers = _count(connection, joined, "1", *conditions.values())
+    differing = {name: number for name, number in zip(conditions, numbers) if number}
+    lost, holders = {}, set[str]()
+    for name in [each.name for column, each in old.columns.items() if column not in new.columns]:
+        number, = _count(connection, source, f"b.{_quoted(name)} IS NOT NULL")
+        found = _holders(connection, joined, name, list(differing))
+        holders.update(found)
+        if number and not found:
             lost[name] = number
-        for other in moved_to:
-            filled.pop(other, None)
-    compared = [(name, f"b.{_quoted(name)}", _differs(name, name)) for name in changed]
-    compared += [(name, "NULL", f"a.{_quoted(name)} IS NOT NULL") for name in filled]
-    shown = {name: [[*row] for row in connection.execute(
-        f"SELECT {', '.join(f'b.{n}' for n in key)}, {before}, a.{_quoted(name)} "
-        f"FROM {joined} WHERE {condition} LIMIT {examples}").fetchall()]
-        for name, before, condition in (compared if examples else ())}
-    rows = _count(connection, source, " AND ".join(f"b.{n} IS NOT NULL" for n in key) or "0")
-    moved = min(rows + _count(connection, target, "1")) - matched
+    changed = {name: number for name, number in differing.items() if _fold(name) in old.columns}
+    filled = {name: number for name, number in differing.items()
+              if name not in changed and name not in holders}
+    shown = {}
+    for name in (*changed, *filled) if examples else ():
+        was = f"b.{_quoted(name)}" if name in changed else "NULL"
+        shown[name] = [[*row] for row in connection.execute(
+            f"SELECT {', '.join(f'b.{column}' for column in key)}, {was}, a.{_quoted(name)} "
+            f"FROM {joined} WHERE {conditions[name]} LIMIT {examples}").fetchall()]
+    keyed, = _count(connection, source, " AND ".join(f"b.{n} IS NOT NULL" for n in key) or "0")
+    moved = min(keyed, new.rows) - matched
     if moved > 0:
         changed[", ".join(map(_bare, key))] = moved
-    return lost, changed, filled, shown
+    return {"lost": lost, "changed": changed, "filled": filled, "examples": shown}
+
+
+def _holders(connection: sqlite3.Connection, joined: str, gone: str, names: list[str],
+             ) -> list[str]:
+    """Return which of the columns `names` hold all values of a dropped column now."""
+    holds = f"b.{_quoted(gone)} IS NOT NULL"
+    number, *kept = _count(connection, joined, holds, *(
+        f"{holds} AND NOT {_differs(gone, name)}" for name in names))
+    return [name for name, count in zip(names, kept) if count == number > 0]
 
 
 def _matching_key(old: _Table, new: _Table) -> list[str]:
-    """Return, quoted, the columns by which the rows of a table are matched with those before: its
-    primary key as it was or, if that has gone or has another type, the rowid; none if there
-    is none, or if it is the key of only one of them."""
-    def kind(table: _Table, column: str) -> str:
-        declared = table.columns[column].type.upper() if column in table.columns else "none"
-        return "INT" if "INT" in declared else declared
-
-    key = [name for name, column in old.columns.items() if column.in_key]
-    if key and all(kind(old, name) == kind(new, name) for name in key):
-        return [_quoted(old.columns[name].name) for name in key]
+    """Return, quoted, the columns by which the rows of a table are matched with those before:
+    its primary key as it was or, if that has gone, the rowid; none if there is none, or if
+    it is the key of only one of them."""
+    key = {name: _quoted(column.name) for name, column in old.columns.items() if column.in_key}
+    if key and key.keys() <= new.columns.keys():
+        return [*key.values()]
     same = old.rowid == new.rowid and old.has_integer_key == new.has_integer_key
     return [old.rowid] if old.rowid and same else []
 
@@ -5966,38 +5259,33 @@ def _differs(old: str, new: str) -> str:
 # ------------------------------------------------------------------ messages
 
 
-# The beginnings of SQLite's messages, each with (what it means to a person, what to do).
-SQLITE_ERRORS: dict[str | tuple[str, ...], tuple[str, str]] = {
+WRITABLE = "Make the file and its directory writable for this user"
+# The beginnings of error messages, each with (what it means to a person, what to do).
+ERRORS: dict[str | tuple[str, ...], tuple[str, str]] = {
     "database is locked": ("database is locked: another connection holds {db}",
                            "Wait for it to finish, or raise --timeout"),
     "file is not a database": ("{db} is not a database, or is encrypted",
                                "Name the database file with --db, or give its key in connect"),
     ("no such module", "no such function", "no such collation sequence", "unknown function"): (
         "{text}", "Give a connect that provides it"),
+    # ALTER TABLE compiles all views and triggers, not only those of the altered table.
+    ("error in view", "error in trigger"): (
+        "{text}", "Drop that view or trigger first, and create it again afterwards if it is still "
+        "needed; or begin the script with the line `PRAGMA legacy_alter_table = ON;`"),
     ("database disk image is malformed", "malformed database schema"): (
         "{db} is damaged ({text})", "Restore a backup of it with --restore"),
-    "attempt to write a readonly database": (
-        "{db} is read-only, and there is something to write",
-        "Make the file and its directory writable for this user"),
-    "unable to open database file": (
-        "{db} cannot be opened ({text})",
-        "Make the file and its directory readable and writable for this user"),
+    ("attempt to write a readonly database", "unable to open database file"): (
+        "{db} is read-only, or cannot be opened ({text})", WRITABLE),
     "database or disk is full": ("no space is left for {db} ({text})", "Free some disk space"),
-    "disk I/O error": ("the file system failed for {db} ({text})",
-                       "Check that there is space, and that the disk is sound"),
     "out of memory": ("SQLite has no memory left ({text})", "Remove its limit on memory"),
+    "[Errno 2] No usable temporary directory": (
+        "no temporary directory can be written",
+        "Set TMPDIR to a directory with room for a copy of the database"),
 }
-
-
 OS_REMEDIES = {  # by the number of the system's error
-    errno.ENOSPC: "Free some disk space",
-    errno.EDQUOT: "Free some disk space",
-    errno.EACCES: "Make the file and its directory writable for this user",
-    errno.EPERM: "Make the file and its directory writable for this user",
-    errno.EROFS: "Make the file and its directory writable for this user",
-    errno.ENAMETOOLONG: "Use a shorter name",
-    errno.ENOTDIR: "Name another path, because a part of this one is a file",
-    errno.EEXIST: "Name another path, because a part of this one is a file",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some disk space"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), WRITABLE),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST), "Name another path"),
 }
 
 
@@ -6005,15 +5293,13 @@ class _ScriptFailed(Exception):
     """A script failed. What it did is rolled back, or was done on a copy."""
 
     def __init__(self, script: _Script, what: str, line: int | None = None,
-                 statement: str | None = None, *, remedy: str = "Fix the script",
-                 output: str = "") -> None:
+                 statement: str | None = None, *, remedy: str = "Fix the script") -> None:
         super().__init__(what)
         self.script = script
-        self.what = what
+        self.what = what  # further lines are what the script printed
         self.line = line
         self.statement = statement
         self.remedy = remedy
-        self.output = output  # the end of what the script printed
 
 
 def _explain_failure(failure: _ScriptFailed, database: _Database) -> MigrationError:
@@ -6026,11 +5312,11 @@ def _explain_failure(failure: _ScriptFailed, database: _Database) -> MigrationEr
     except (sqlite3.Error, OSError) as error:
         state = database.unreadable(error)
     where = script.path if failure.line is None else f"{script.path}:{failure.line}"
-    lines = [line[:100] + ("..." if line[100:] else "")
-             for line in (failure.statement or "").splitlines()]
-    if len(lines) > 6:
-        lines[5:] = [f"... ({len(lines) - 5} more lines)"]
-    text = "\n    ".join([f"{where}: {failure.what}", *lines, *failure.output.splitlines()])
+    statement = (failure.statement or "").strip()
+    shown = "\n".join(statement.splitlines()[:6])[:500]
+    if shown != statement:
+        shown += " ..."
+    text = "\n    ".join(f"{where}: {failure.what}\n{shown}".rstrip().splitlines())
     return MigrationError(f"{text}\n{state}\n{failure.remedy}, then run this again.",
                           path=script.path, line=failure.line, statement=failure.statement,
                           version=version)
@@ -6040,27 +5326,25 @@ def _to_failure(database: _Database, script: _Script, error: BaseException,
                 line: int | None = None, statement: str = "", why: str = "") -> BaseException:
     """Translate an exception raised while `script` ran. An SQLite error becomes _ScriptFailed,
     or KeyboardInterrupt if that is what caused it; a MigrationError and any other exception
-    is returned unchanged."""
+    is returned unchanged. `why` is the reason if the authorizer denied the statement."""
     if isinstance(error, MigrationError) or not isinstance(
             error, database.errors + (sqlite3.Warning, MemoryError)):
         return error
-    if database.report.is_stopped() or not why and _is_interrupt(error, statement):
+    if database.report.stop or not why and _is_interrupt(error, statement):
         return KeyboardInterrupt()
-    message, remedy = why or str(error) or "out of memory", "Fix the script"
-    meaning = _meaning_of(message, database.name)
-    if statement.startswith("."):
-        message = "a command of the sqlite3 program, not SQL"
+    what, remedy = _diagnose(error, database.name)
+    if why:
+        what = why
+    elif statement.startswith("."):
+        what = "a command of the sqlite3 program, not SQL"
         statement = statement.split("\n")[0]
     elif statement and not sqlite3.complete_statement(statement) and (
-            "incomplete input" in message or "unrecognized token" in message):
-        message = "the file ends within this statement, or within a quote in it"
-    elif meaning:
-        message, remedy = meaning
-    elif stale := _stale_object_remedy(message):
-        remedy = stale
-    elif not statement:
-        message = f"it cannot be committed with its version: {message}"
-    return _ScriptFailed(script, message, line, statement or None, remedy=remedy)
+            "incomplete input" in what or "unrecognized token" in what):
+        what = "the file ends within this statement, or within a quote in it"
+    elif not statement and not remedy:
+        what = f"it cannot be committed with its version: {what}"
+    return _ScriptFailed(script, what, line, statement or None,
+                         remedy=remedy or "Fix the script")
 
 
 def _is_interrupt(error: BaseException, statement: str = "") -> bool:
@@ -6073,9 +5357,8 @@ def _is_interrupt(error: BaseException, statement: str = "") -> bool:
     callbacks themselves works on Python 3.9, but never on 3.12 and 3.13.)
     """
     message = str(error)
-    is_constraint = type(error).__name__ == "IntegrityError" or (  # PyPy's executescript()
-        getattr(error, "sqlite_errorcode", 0) & 0xFF == SQLITE_CONSTRAINT)
-    if isinstance(error, MigrationError) or is_constraint:
+    if isinstance(error, MigrationError) or type(error).__name__ == "IntegrityError" or (
+            getattr(error, "sqlite_errorcode", 0) & 0xFF == SQLITE_CONSTRAINT):  # for PyPy
         return False
     return message == "interrupted" or "load_extension" not in statement.lower() and (
         message.startswith(("not authorized", "authorization denied"))
@@ -6097,60 +5380,40 @@ class _Explained:
         errors = self.database.errors
         if isinstance(error, errors) and _is_interrupt(error):
             raise KeyboardInterrupt from None
-        if isinstance(error, MigrationError) or not isinstance(
-                error, errors + (OSError, ValueError, MemoryError)):
-            return
-        state = self.database.standing() if self.changes else "Nothing was changed."
-        raise self.database.explain(error, state) from error
+        if isinstance(error, errors + (OSError, ValueError, MemoryError)) and not isinstance(
+                error, MigrationError):
+            state = self.database.standing() if self.changes else "Nothing was changed."
+            raise self.database.explain(error, state) from error
 
 
-def _explain(error: BaseException, name: str, errors: tuple[type[Exception], ...],
-             state: str) -> MigrationError:
+def _explain(error: BaseException, state: str = "Nothing was changed.",
+             name: str = "") -> MigrationError:
     """Return an error of SQLite's, or of the system's, as one of ours. `state` tells what has
-    become of the database."""
+    become of the database, which is called `name`."""
     if isinstance(error, MigrationError):
         return error
-    text = _reason(error, name, errors)
-    meaning = _meaning_of(str(error), name) if isinstance(error, errors) else None
-    if meaning:
-        return MigrationError(f"{text}. {state} {meaning[1]}, then run this again.")
-    remedy = OS_REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
+    what, remedy = _diagnose(error, name)
     if remedy:
-        return MigrationError(f"{text}. {state} {remedy}, then run this again.")
-    if isinstance(error, OSError) and "temporary directory" in str(error):
-        text = ("no temporary directory can be written. Set TMPDIR to a directory with room for "
-                "a copy of the database")
-    return MigrationError(f"{name}: {text}" if isinstance(error, errors) else text)
+        return MigrationError(f"{what}. {state} {remedy}, then run this again.")
+    if isinstance(error, ValueError):
+        return MigrationError(what)
+    return MigrationError(f"{name}: {what}. {state}" if name else f"{what}. {state}")
 
 
-def _reason(error: BaseException, name: str, errors: tuple[type[Exception], ...]) -> str:
-    """Return what an error of SQLite's, or of the system's, means, in a few words."""
+def _diagnose(error: BaseException, name: str = "") -> tuple[str, str]:
+    """Return what an error of SQLite's or of the system's means, or one of ours that it caused;
+    and what to do, "" if that is not known. `name` is that of the database."""
+    if isinstance(error, MigrationError):
+        error = error.__cause__ or error
+    text = str(error) or "out of memory"  # MemoryError has no text
     if isinstance(error, OSError) and error.filename:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    meaning = _meaning_of(str(error), name) if isinstance(error, errors) else None
-    return meaning[0] if meaning else str(error) or "out of memory"  # MemoryError has no text
-
-
-def _meaning_of(text: str, name: str) -> tuple[str, str] | None:
-    """Return what an error of SQLite's means and what to do, None if it is in the SQL."""
-    for sign, (meaning, remedy) in SQLITE_ERRORS.items():
-        if text.startswith(sign):
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in OS_REMEDIES:
+        return text, OS_REMEDIES[error.errno]
+    for signs, (meaning, remedy) in ERRORS.items():
+        if text.startswith(signs):
             return meaning.format(db=name, text=text), remedy
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n")[0]
-
-
-def _in_a_line(error: BaseException) -> str:
-    """Return the message of an error in one line; of a failed script with the beginning of the
-    statement, or the last line that it printed."""
-    first, *lines = str(error).split("\n")
-    shown = [line.strip() for line in lines if line.startswith("    ")]
-    if shown and getattr(error, "path", None):
-        return f"{first} ({shown[0 if error.statement else -1]})"  # type: ignore[attr-defined]
-    return (first.rpartition(". ")[0] or first[:-1]) if first.endswith(":") else first
+    return text, ""
 
 
 def _log(level: str, text: str) -> None:
@@ -6171,21 +5434,22 @@ class _Report:
     """Where the results, the warnings and the progress of a run go."""
 
     def __init__(self, results: bool = False, shows_output: bool = False, logged: bool = True,
-                 target: str = "", stop: Sequence[int] = (),
-                 said: set[str] | None = None) -> None:
+                 target: str = "", stop: Sequence[int] = (), silent: bool = False) -> None:
         self.results = results  # print on stdout what was done
         self.shows_output = shows_output  # show the output of scripts as it comes
-        self.logged = logged  # warnings are logged, else they go to stderr
         self.target = target  # " to NAME" where several databases are migrated
-        self._stop = stop  # no longer empty when the work is to stop
-        self._terminal = results and not logged and bool(
-            sys.stderr and sys.stderr.isatty())  # show progress there
-        self._said = set[str]() if said is None else said  # the warnings that were shown
-        self._shown = self._started = 0.0
+        self.stop = stop  # no longer empty when a signal has come
+        self._logged = logged  # warnings are logged, else they go to stderr
+        self._silent = silent  # give no warnings
+        self._terminal = results and not logged and sys.stderr and sys.stderr.isatty()
+        self._said = set[str]()  # the warnings that were shown
+        self._due = 0.0  # when progress is shown next; 0 if nothing is in progress
 
     def of_scratch(self) -> _Report:
         """Return a report for the work on a scratch database: it shows the warnings alone."""
-        return _Report(logged=self.logged, stop=self._stop, said=self._said)
+        report = _Report(logged=self._logged, stop=self.stop)
+        report._said = self._said
+        return report
 
     def result(self, text: str) -> None:
         if self.results:
@@ -6193,11 +5457,11 @@ class _Report:
             _say(text, result=True)
 
     def warn(self, text: str) -> None:
-        if text in self._said:
-            return  # a script that is run again says the same again
+        if self._silent or text in self._said:  # a script that is run again says the same again
+            return
         self._said.add(text)
         self.end_progress()
-        if self.logged:
+        if self._logged:
             _log("warning", text)
         else:
             _say(f"warning: {text}")
@@ -6206,38 +5470,28 @@ class _Report:
         self.end_progress()
         _say(f"error: {text}")
 
-    def is_stopped(self) -> bool:
-        """Return whether a signal has come. Its KeyboardInterrupt may never arrive here, because
-        Python raises it in the main thread only, and SQLite swallows it in a callback."""
-        return bool(self._stop)
-
     def check_stop(self) -> None:
-        """Raise KeyboardInterrupt if a signal has come."""
-        if self._stop:
+        """Raise KeyboardInterrupt if a signal has come. That of the signal handler may never
+        arrive here, because Python raises it in the main thread only, and SQLite swallows it in
+        a callback."""
+        if self.stop:
             raise KeyboardInterrupt
 
     def progress(self, describe: Callable[[], str]) -> None:
-        """Show what is being done, if it has lasted for more than a second."""
+        """Show on a terminal what is being done, if it lasts for more than a second."""
         if not self._terminal:
             return
         now = time.monotonic()
-        self._started = self._started or now
-        if now - self._started > 1 and now - self._shown > 0.1:
-            self._shown = now
+        self._due = self._due or now + 1
+        if now > self._due:
+            self._due = now + 0.1
             _say("\r\x1b[K" + describe()[:79], end="")
 
     def end_progress(self) -> None:
         """What progress was shown for is over."""
-        if self._shown:
+        if self._due:
             _say("\r\x1b[K", end="")
-        self._started = self._shown = 0.0
-
-
-class _Silence(_Report):
-    """A report for work that repeats what was reported."""
-
-    def warn(self, text: str) -> None:
-        pass
+        self._due = 0.0
 
 
 def _utc() -> str:
@@ -6276,6 +5530,9 @@ def _parser() -> argparse.ArgumentParser:
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"error: {message}; see --help\n")
 
+    def assignment(text: str) -> tuple[str, str]:  # argparse names this function in its error
+        return _split_answer(text)
+
     parser = Parser(
         prog="fastmigrate", allow_abbrev=False, add_help=False, epilog=EXAMPLES,
         usage="fastmigrate [--db PATH] [--migrations DIR] [options]",
@@ -6290,20 +5547,20 @@ def _parser() -> argparse.ArgumentParser:
         help="an ini file with db, migrations and schema in [paths] (.fastmigrate)")
     add = parser.add_argument_group("migrating").add_argument
     add("--backup", action="store_true", help="make a backup first, if anything is pending")
-    add("--to", metavar="N", type=_number(int, 0, MAX_VERSION), help="stop after version N")
-    add("--timeout", metavar="S", type=_number(float, 0, 10 ** 9), default=30.0,
+    add("--to", metavar="N", type=_number(int, MAX_VERSION), help="stop after version N")
+    add("--timeout", metavar="S", type=_number(float, 10 ** 9), default=30.0,
         help="seconds to wait for another process (30)")
-    add("--jobs", metavar="N", type=_number(int, 1, 999), default=1,
+    add("--jobs", metavar="N", type=_number(int, 999), default=1,
         help="how many databases to work on at a time (1)")
     _add_actions(parser)
     add = parser.add_argument_group("from a schema file to a script").add_argument
     add("--schema", metavar="FILE", help="with --new: write the script that leads to the schema "
         "in FILE; with --verify: compare FILE with the schema of the scripts")
-    for option, metavar, text in (
-            ("--rename", "TABLE[.COLUMN]=NAME", "with --new: what gets another name"),
-            ("--drop", "TABLE[.COLUMN]", "with --new: what is dropped, with its data"),
-            ("--fill", "TABLE.COLUMN=SQL", "with --new: the value of a column in existing rows")):
-        add(option, metavar=metavar, action="append", default=[], help=text)
+    for option, kind, metavar, text in (
+            ("--rename", assignment, "TABLE[.COLUMN]=NAME", "with --new: what gets another name"),
+            ("--drop", str, "TABLE[.COLUMN]", "with --new: what is dropped, with its data"),
+            ("--fill", assignment, "TABLE.COLUMN=SQL", "with --new: a column's value in old rows")):
+        add(option, type=kind, metavar=metavar, action="append", default=[], help=text)
     add = parser.add_argument_group("output").add_argument
     add("--json", action="store_true", help="with --status: for programs")
     add("-v", "--verbose", action="store_true",
@@ -6317,96 +5574,67 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_actions(parser: argparse.ArgumentParser) -> None:
     """Add the options that ask for something else than to migrate, of which one may be given."""
-    add = parser.add_argument_group(
-        "instead of migrating").add_mutually_exclusive_group().add_argument
-    for flag, text in (
-            ("--createdb", "create an empty database at version 0"),
-            ("--status", "show the version, and the state of every script"),
-            ("--check", "exit 0 only if every script is applied, and unchanged"),
-            ("--verify", "compare the schema with that of the scripts"),
-            ("--rehearse", "run what is pending on a copy; show what it changes"),
-            ("--print-schema", "print the schema that the scripts lead to"),
-            ("--enroll", "put an existing database under management"),
-            ("--accept", "record the applied scripts as they are now")):
-        add(flag, dest="action", action="store_const", const=flag[2:], help=text)
-    add("--new", metavar="WORDS", help="create the next script; print its path")
-    add("--squash", metavar="N", type=_number(int, 1, MAX_VERSION),
-        help="replace the scripts up to N by a single one")
-    add("--set-version", metavar="N", type=_number(int, 0, MAX_VERSION),
-        help="set the version by hand; run no script")
-    add("--restore", metavar="FILE",
-        help="restore this backup; newest stands for the newest one")
+    import argparse
+
+    class Action(argparse.Action):
+        def __call__(self, parser: Any, arguments: Any, value: Any, flag: Any = None) -> None:
+            arguments.action, arguments.value = flag, value
+
+    parser.set_defaults(action="migrating", value=None)
+    group = parser.add_argument_group("instead of migrating").add_mutually_exclusive_group()
+    for flag, (_, metavar, text) in ACTIONS.items():
+        if flag.startswith("--"):
+            group.add_argument(flag, action=Action, metavar=metavar, help=text,
+                               nargs=None if metavar else 0,
+                               type=_number(int, MAX_VERSION) if metavar == "N" else str)
 
 
-def _number(kind: type, low: int, high: int) -> Callable[[str], Any]:
+def _number(kind: type, highest: int) -> Callable[[str], Any]:
     import argparse
 
     def parse(text: str) -> Any:
         try:
             value = kind(text)
-            if low <= value <= high:
+            if 0 <= value <= highest:
                 return value
         except ValueError:
             pass
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {highest}")
     return parse
 
 
-def _parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Return the arguments, and the paths of the databases. A config gives defaults."""
-    import re
+USES = {  # the actions that an option is for; other options are for all
+    "backup": ["migrating"],
+    "to": ["migrating", "--rehearse", "--print-schema"],
+    "json": ["--status"],
+    "schema": ["--new", "--verify"],
+}
+
+
+def _parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Return the arguments. `config` holds the paths of the config; `db` the databases, none for
+    an action that needs none; `action` the flag of the action, and `value` the flag's value."""
     parser = _parser()
     for argument in sys.argv[1:] if argv is None else argv:
-        if re.fullmatch("--[a-z-]+=--", argument):  # argparse made a list of that before 3.13
-            parser.error(f"{argument[:-3]} needs a value")
-    config = _read_config(parser.parse_args(argv).config)
-    parser.set_defaults(migrations=config["migrations"], schema_of_config=config["schema"])
+        name, _, value = argument.partition("=")
+        if name.startswith("--") and value == "--":  # argparse made a list of that before 3.13
+            parser.error(f"{name} needs a value")
     arguments = parser.parse_args(argv)
-    new, answers = arguments.new, (arguments.rename or arguments.drop or arguments.fill)
-    schema = arguments.schema or arguments.schema_of_config
-    migrates = new is None and (
-        arguments.action, arguments.squash, arguments.set_version, arguments.restore) == (None,) * 4
-    needs_database = new is None and arguments.squash is None and not (
-        arguments.action == "print-schema" or arguments.schema is not None)
-    databases = _find_databases(arguments.db or [config["db"]]) if needs_database else []
-    for broken, rule in (
-            (arguments.backup and not migrates, "--backup is only for migrating"),
-            (arguments.to is not None and not migrates
-             and arguments.action not in ("rehearse", "print-schema"),
-             "--to is only for migrating, --rehearse and --print-schema"),
-            (arguments.json and arguments.action != "status", "--json is only for --status"),
-            (arguments.schema is not None and new is None and arguments.action != "verify",
-             "--schema is only for --new and --verify"),
-            (arguments.restore is not None and len(databases) > 1,
-             "--restore takes only one database"),
-            (answers and new is None, "--rename, --drop and --fill are only for --new"),
-            (answers and new is not None and new.endswith(EXTENSIONS[1:]),
-             "--rename, --drop and --fill are only for an SQL script"),
-            (answers and not schema, "--rename, --drop and --fill need a schema: --schema FILE")):
-        if broken:
-            parser.error(rule)
-    try:
-        _read_answers(arguments)
-    except ValueError as error:
-        parser.error(str(error))
-    return arguments, databases
-
-
-def _read_answers(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return --rename, --drop and --fill as new_migration() takes them.
-
-    Raises: ValueError if one is not of its form.
-    """
-    rename, fill = ([_split_answer(text) for text in texts]
-                    for texts in (arguments.rename, arguments.fill))
-    for name in (*dict(rename), *arguments.drop):
-        _split_dotted(name)
-    for name, _ in fill:
-        if not _split_dotted(name)[1]:
-            raise ValueError(f"{name!r} is not TABLE.COLUMN")
-    if len(dict(rename)) < len(rename) or len(dict(fill)) < len(fill):
-        raise ValueError("--rename and --fill take each name once")
-    return {"rename": dict(rename), "drop": arguments.drop, "fill": dict(fill)}
+    for option, actions in USES.items():
+        is_given = getattr(arguments, option) != parser.get_default(option)
+        if is_given and arguments.action not in actions:
+            parser.error(f"--{option} is only for {', '.join(actions)}")
+    arguments.config = config = _read_config(arguments.config)
+    if arguments.migrations is None:
+        arguments.migrations = config["migrations"]
+    has_schema = arguments.action == "--new" and (arguments.schema or config["schema"])
+    if (arguments.rename or arguments.drop or arguments.fill) and not has_schema:
+        parser.error("--rename, --drop and --fill are only for --new with --schema")
+    needs_database = ACTIONS[arguments.action][0] and arguments.schema is None
+    arguments.db = _find_databases(arguments.db or [config["db"]]) if needs_database else []
+    if arguments.action == "--restore" and len(arguments.db) > 1:
+        parser.error("--restore takes only one database")
+    return arguments
 
 
 def _read_config(named: str | None) -> dict[str, str]:
@@ -6422,10 +5650,9 @@ def _read_config(named: str | None) -> dict[str, str]:
         with open(path, encoding="utf-8-sig") as file:
             parser.read_file(file)
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        what = (f"cannot be read: {error.strerror}" if isinstance(error, OSError) else
-                f"is broken: {' '.join(str(error).split())}")
-        raise MigrationError(f"the config {path} {what}. Nothing was changed. Name another one "
-                             "with --config.") from error
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise MigrationError(f"the config {path} cannot be read: {reason}. Nothing was changed. "
+                             "Fix it, or name another one with --config.") from error
     for section in parser.sections():
         for key, value in parser[section].items():
             if section != "paths" or key not in paths:
@@ -6440,12 +5667,12 @@ def _find_databases(patterns: list[str]) -> list[str]:
     """Return the databases that paths and patterns name, without what lies beside them."""
     import glob
     import re
+    beside = re.compile(r".*(\.backup|\.before-restore|-journal|-wal|-shm|" + WORKING_COPY + ")",
+                        re.S)
     found: list[str] = []
-    beside = re.compile(r".*(?:\.backup|\.before-restore|-journal|-wal|-shm|"
-                        + WORKING_COPY + ")", re.S)
     for pattern in patterns:
         matches = [pattern]
-        if not os.path.lexists(pattern) and glob.has_magic(pattern):
+        if not os.path.lexists(pattern):
             matches = sorted(path for path in glob.glob(pattern) if not beside.fullmatch(path))
             if "*" in pattern and not matches:
                 raise MigrationError(f"no file matches {pattern}. Name databases with --db.")
@@ -6456,297 +5683,235 @@ def _find_databases(patterns: list[str]) -> list[str]:
 # -------------------------------------------------------------- one database
 
 
-class _Outcome:
-    """What became of one database: the exit code, and how it stands, in a few words."""
+class _Command:
+    """What the command line does with one database: a method for each action. An action that
+    fails raises an error, after it has shown what there is to show."""
 
-    def __init__(self, code: int, text: str, never_run: Iterable[str] = ()) -> None:
-        self.code = code
-        self.text = text
-        self.never_run = never_run  # scripts that need other numbers
+    def __init__(self, arguments: argparse.Namespace, database: _Database,
+                 listing: _Listing | None = None) -> None:
+        self.arguments = arguments
+        self.database = database
+        self.listing = listing  # if the directory is read once for several databases
+        self.path = database.path_as_given
+        self.folder = arguments.migrations
+        self.report = database.report
+        self.several = len(arguments.db) > 1
 
+    def migrate(self) -> None:
+        _Run(self.database, self.folder, self.arguments.to, self.arguments.backup,
+             self.listing).run()
 
-def _command(arguments: argparse.Namespace, database: _Database, several: bool = False,
-             listing: _Listing | None = None) -> _Outcome:
-    """Do what the command line asks for with one database. With a listing of the migrations
-    directory, the caller reports what is wrong with that."""
-    folder, action, report = arguments.migrations, arguments.action, database.report
-    path = database.path_as_given
-    if action in ("status", "check"):
-        found = _status(database, folder, listing, several)
-        return _show(found, action, arguments.json, several, report, folder)
-    if action == "verify":
-        return _Outcome(_show_difference(
-            _verify(database, folder), path, "was changed by other means than its scripts, or a "
-            "script was edited or never ran on it (--check tells). To keep a change by other "
-            "means, write a script that makes it, and mark that as applied with --set-version.",
-            report), "as the scripts say")
-    if action == "rehearse":
-        examples = 3 if arguments.verbose else 0
-        return _show_rehearsal(_rehearse(database, folder, arguments.to, examples), path, report)
-    if action == "createdb":
-        created = database.is_missing() and database.create()
+    def create(self) -> None:
+        created = self.database.is_missing() and self.database.create()
         what = "created" if created else "already exists"
-        report.result(f"{path} {what}, at version {database.read()[0]}")
-        return _Outcome(0, "created" if created else "there already")
-    if action == "accept":
-        names = _accept_edits(database, folder)
-        report.result(f"accepted for {path}: {_cut(names)}" if names else
-                      f"nothing to accept for {path}")
-        return _Outcome(0, "accepted")
-    if action == "enroll":
-        version = _enroll(database, folder)
-        report.result(f"{path} is under management now, at version {version}")
-    elif arguments.set_version is not None:
-        database.set_version(version := arguments.set_version)
-        report.result(f"{path} is at version {version} now; no script was run")
-    elif arguments.restore is not None:
-        backup = _find_backup(database) if arguments.restore == "newest" else arguments.restore
-        version = _restore(database, backup)
-        report.result(f"{path} is what {backup} is, at version {version}: the next run goes on "
-                      "from there")
-    else:
-        run = _Run(database, folder, arguments.to, arguments.backup, listing)
-        run.run()
-        return _Outcome(0, f"at version {run.version}", run.never_run)
-    return _Outcome(0, f"at version {version}")
+        self.report.result(f"{self.path} {what}, at version {self.database.read()[0]}")
+
+    def set_version(self) -> None:
+        version = self.arguments.value
+        self.database.set_version(version)
+        self.report.result(f"{self.path} is at version {version} now; no script was run")
+
+    def enroll(self) -> None:
+        version = _enroll(self.database, self.folder)
+        self.report.result(f"{self.path} is under management now, at version {version}")
+
+    def restore(self) -> None:
+        backup = self.arguments.value
+        if backup == "newest":
+            backup = self.find_newest_backup()
+        version = _restore(self.database, backup)
+        self.report.result(f"{self.path} is what {backup} is, at version {version}: the next run "
+                           "goes on from there")
+
+    def find_newest_backup(self) -> str:
+        """Return the newest backup of the database, by the time in its name."""
+        import glob
+        pattern = f"{glob.escape(self.path)}.{'[0-9]' * 8}_{'[0-9]' * 6}.backup"
+        backups = list(filter(os.path.getsize, glob.glob(pattern)))  # a reserved name has 0 bytes
+        if not backups:
+            raise MigrationError(f"there is no backup of {self.path}: no file matches "
+                                 f"{self.path}.*.backup. Nothing was changed. Name one.")
+        return max(backups)
+
+    def accept(self) -> None:
+        names = _accept_edits(self.database, self.folder)
+        self.report.result(f"accepted for {self.path}: {_cut(names)}" if names else
+                           f"nothing to accept for {self.path}")
+
+    def verify(self) -> None:
+        _show_difference(_verify(self.database, self.folder), self.report, self.path, (
+            "was changed by other means than its scripts, or a script was edited or never ran on "
+            "it (--check tells). To keep a change by other means, write a script that makes it, "
+            "and mark that as applied with --set-version."))
+
+    def check(self) -> None:
+        found = _status(self.database, self.folder, self.listing, self.several)
+        problems = found["problems"]
+        pending = [each["name"] for each in found["migrations"] if each["state"] == "pending"]
+        if pending and not found["blocked"]:
+            problems.append(f"{self.path}: {len(pending)} pending: {_cut(pending)}. Run "
+                            + _program_for(self.path, self.folder))
+        for warning in found["warnings"]:
+            self.report.warn(warning)
+        if problems:
+            raise MigrationError("\n".join(problems))
+        self.report.result(f"{self.path} is at version {found['version']}, as the scripts say")
+
+    def status(self) -> None:
+        found = _status(self.database, self.folder, self.listing, self.several)
+        if self.arguments.json:
+            import json
+            # Not by _say(): a program must not take a part of the output for all of it.
+            print(json.dumps(found) + "\n", end="", flush=True)
+            return
+        _say(f"{self.path} is at version {found['version']}; the scripts end at "
+             f"{found['latest']}", result=True)
+        width = max((len(each["name"]) for each in found["migrations"]), default=0)
+        for each in [] if self.several else found["migrations"]:
+            when = (each["applied_at"] or "").replace("T", " ")
+            _say(f"  {each['name']:{width}}  {each['state']:9}{when}".rstrip(), result=True)
+        for problem in found["problems"] + found["warnings"]:
+            self.report.warn(problem)
+
+    def rehearse(self) -> None:
+        found = _rehearse(self.database, self.folder, self.arguments.to,
+                          examples=3 if self.arguments.verbose else 0)
+        if found["diff"]:
+            self.report.result("\n" + found["diff"].rstrip("\n"))
+        for title, kind in (
+                ("rows", "rows"),
+                ("values lost with a dropped column", "lost"),
+                ("values changed", "changed"),
+                ("values in new columns", "filled"),
+                ("AUTOINCREMENT goes back, so that ids are used again", "sequences")):
+            if found[kind]:
+                self.report.result("\n".join([f"\n{title}:", *_describe_changes(found, kind)]))
+        self.report.result(f"\nThis was a rehearsal: {self.path} is untouched.")
+        if found["broken"]:
+            raise MigrationError("the scripts leave something that no longer works: see the "
+                                 "warnings")
 
 
-def _find_backup(database: _Database) -> str:
-    """Return the newest backup of a database, by the time in its name."""
-    import glob
-    import re
-    path = database.path_as_given
-    pattern = re.compile(re.escape(os.path.basename(path)) + r"\.\d{8}_\d{6}\.backup", re.S)
-    found = [name for name in glob.glob(glob.escape(path) + ".*.backup")
-             if pattern.fullmatch(os.path.basename(name)) and os.path.getsize(name)]
-    if not found:
-        raise MigrationError(f"there is no backup of {path}: no file matches {path}.*.backup. "
-                             "Nothing was changed. Name one.")
-    return max(found)
+# What each action does with a database (None: it needs none), the name of its value, the help.
+ACTIONS: dict[str, tuple[Any, str | None, str]] = {
+    "migrating": (_Command.migrate, None, ""),
+    "--createdb": (_Command.create, None, "create an empty database at version 0"),
+    "--status": (_Command.status, None, "show the version, and the state of every script"),
+    "--check": (_Command.check, None, "exit 0 only if every script is applied, and unchanged"),
+    "--verify": (_Command.verify, None, "compare the schema with that of the scripts"),
+    "--rehearse": (_Command.rehearse, None, "run what is pending on a copy; show what it changes"),
+    "--print-schema": (None, None, "print the schema that the scripts lead to"),
+    "--enroll": (_Command.enroll, None, "put an existing database under management"),
+    "--accept": (_Command.accept, None, "record the applied scripts as they are now"),
+    "--new": (None, "WORDS", "create the next script; print its path"),
+    "--squash": (None, "N", "replace the scripts up to N by a single one"),
+    "--set-version": (_Command.set_version, "N", "set the version by hand; run no script"),
+    "--restore": (_Command.restore, "FILE", "restore this backup; FILE may be newest"),
+}
 
 
-def _show(found: dict[str, Any], action: str, as_json: bool, several: bool,
-          report: _Report, folder: str) -> _Outcome:
-    """Show what --status or --check found: for one database all of it, for several a line."""
-    never_run = [m["name"] for m in found["migrations"] if m["state"] in ("late", "conflict")]
-    if action == "check":
-        code = _show_checked(found, several, report, folder)
-        return _Outcome(code, "as the scripts say", never_run)
-    if as_json:
-        _print_json(found, several)
-    elif several:
-        _say(_summary(found), result=True)
-    else:
-        _show_status(found)
-    return _Outcome(0, f"at version {found['version']}", never_run)
-
-
-def _print_json(found: dict[str, Any], several: bool) -> None:
-    """Print JSON, for one of several databases in a line. Not by _say(), because a program must
-    not take a part of the output for all of it."""
-    import json
-    print(json.dumps(found, indent=None if several else 1) + "\n", end="", flush=True)
-
-
-def _summary(found: dict[str, Any]) -> str:
-    """Return how a database stands, in a line."""
-    states = [m["state"] for m in found["migrations"] if m["state"] != "applied"]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    problem = (found["problems"] or ["up to date"])[0].partition(". ")[0].split("\n")[0]
-    return f"{found['db']} is at version {found['version']}: {counts or problem}"
-
-
-def _show_checked(found: dict[str, Any], several: bool, report: _Report, folder: str) -> int:
-    """Show what --check found; return the exit code."""
-    path, problems = found["db"], list(found["problems"])
-    pending = [m["name"] for m in found["migrations"] if m["state"] == "pending"]
-    if pending and not found["blocked"]:
-        problems.append(f"{path}: {len(pending)} pending: {_cut(pending)}. Run "
-                        f"{_program_for(path, folder)}")
-    is_short = several and not report.results  # without --verbose
-    for problem in [_summary(found)] if is_short and problems else problems:
-        report.error(problem)
-    if not problems:
-        report.result(f"{path} is at version {found['version']}, as the scripts say")
-    for warning in found["warnings"]:
-        report.warn(warning)
-    return int(bool(problems))
-
-
-def _show_status(found: dict[str, Any]) -> None:
-    """Show what --status found: each script in a line of at most 80 columns."""
-    _say(f"{found['db']} is at version {found['version']}; the scripts end at "
-         f"{found['latest']}", result=True)
-    width = min(47, max((len(script["name"]) for script in found["migrations"]), default=0))
-    for script in found["migrations"]:
-        name = script["name"]
-        name = name if len(name) <= width else name[:width - 3] + "..."
-        when = (script["applied_at"] or "").replace("T", " ")
-        _say(f"  {name:{width}}  {script['state']:9}{when}".rstrip(), result=True)
-    for problem in (*found["problems"], *found["warnings"]):
-        _say(f"warning: {problem}")
-
-
-def _show_difference(diff: str, path: str, problem: str, report: _Report) -> int:
-    """Show what --verify found; return the exit code."""
+def _show_difference(diff: str, report: _Report, path: str, problem: str) -> None:
+    """Show what --verify found. Raises MigrationError if there is a difference."""
     report.result(diff.rstrip("\n") or f"the schema of {path} is that of the scripts")
     if diff:
-        report.error(f"{path} {problem}")
-    return int(bool(diff))
+        raise MigrationError(f"{path} {problem}")
 
 
-def _show_rehearsal(found: dict[str, Any], path: str, report: _Report) -> _Outcome:
-    def by_column(tables: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        return {f"{table}.{column}": value for table, columns in tables.items()
-                for column, value in columns.items()}
+def _describe_changes(found: dict[str, Any], kind: str) -> Iterator[str]:
+    """Yield a line for each table or column that a rehearsal has changed in one way."""
+    for table, changes in found[kind].items():
+        if isinstance(changes, list):
+            yield f"  {table}  {changes[0]} -> {changes[1]}"
+            continue
+        for column, number in changes.items():
+            yield f"  {table}.{column}  {number}"
+            for *key, before, after in found["examples"].get(table, {}).get(column, []):
+                yield f"    {', '.join(map(repr, key))}: {before!r} -> {after!r}"
 
-    if found["diff"]:
-        report.result("\n" + found["diff"].rstrip("\n"))
-    examples = by_column(found["examples"])
-    for title, changes in (
-            ("rows", found["rows"]),
-            ("values lost with a dropped column", by_column(found["lost"])),
-            ("values changed", by_column(found["changed"])),
-            ("values in new columns", by_column(found["filled"])),
-            ("AUTOINCREMENT goes back, so that ids are used again", found["sequences"])):
-        if changes:
-            report.result(f"\n{title}:")
-        width = max(map(len, changes), default=0)
-        for name, number in changes.items():
-            text = number if isinstance(number, int) else " -> ".join(map(str, number))
-            report.result(f"  {name:{width}}  {text}")
-            for *key, before, after in examples.get(name, ()):
-                report.result(f"    {', '.join(map(repr, key))}: {before!r} -> {after!r}")
-    elsewhere = "" if all(m["name"].endswith(".sql") for m in found["migrations"]) else (
-        " What .py and .sh scripts do outside of the database, they did.")
-    report.result(f"\nThis was a rehearsal: {path} is untouched.{elsewhere}")
-    if found["broken"]:
-        report.error("the scripts leave something that no longer works: see the warnings")
-    return _Outcome(int(bool(found["broken"])), "rehearsed")
+
+def _work_on_scripts(arguments: argparse.Namespace, connect: Connect, report: _Report) -> None:
+    """Do what needs no database."""
+    folder, schema = arguments.migrations, arguments.schema
+    if arguments.action == "--new":
+        answers = {"rename": dict(arguments.rename), "drop": arguments.drop,
+                   "fill": dict(arguments.fill)}
+        is_typed = schema is not None  # else the script may be empty, for a change of data alone
+        path = _write_next_script(
+            folder, arguments.value, schema if is_typed else arguments.config["schema"] or None,
+            answers, connect, report, may_be_empty=not is_typed)
+        _say(path, result=True)
+    elif arguments.action == "--squash":
+        _squash(folder, arguments.value, connect, report)
+    elif arguments.action == "--print-schema":
+        if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # as schema.sql is read
+        # Not by _say(): half a file must not pass for the whole one.
+        print(_schema_of_scripts(folder, arguments.to, connect, report), end="", flush=True)
+    else:
+        _show_difference(_verify_schema_file(folder, schema, connect, report), report, schema, (
+            "is not the schema of the scripts. Write the script that leads to it with --new WORDS "
+            f"--schema {schema}, or write {schema} anew with --print-schema."))
 
 
 # -------------------------------------------------------------- several databases
 
 
-def _several(arguments: argparse.Namespace, databases: list[str], connect: Connect,
-             signals: _Signals) -> int:
+def _work_on_several(arguments: argparse.Namespace, connect: Connect, signals: _Signals) -> int:
     """Do with each of several databases what the command line asks for; sum up; return the
-    exit code.
-
-    With --jobs, threads work on them: they wait for the disk most of the time. (Processes
-    were slower, and a pool of processes hangs on some Pythons when one is killed.)
-    """
-    action, todo, outcomes = arguments.action, databases[::-1], dict[str, _Outcome]()
-    listing = None  # read once, and its problems are reported once
-    needs_scripts = action not in ("createdb", "enroll") and arguments.set_version is None
-    if needs_scripts and not arguments.json:
+    exit code. The migrations directory is read once, and its problems are reported once."""
+    databases, action, listing = arguments.db, arguments.action, None
+    if action not in ("--createdb", "--enroll", "--set-version") and not arguments.json:
         listing = _scan(arguments.migrations)
-        if listing.twins and action not in ("status", "check"):
-            raise ValueError("\nerror: ".join(
-                _describe_shared_problems(databases, connect, listing, set())))
+        problems = _describe_twins(listing)
+        problems += [_describe_ignored(listing)] if listing.ignored else []
+        if problems and (action == "--check" or listing.twins and action != "--status"):
+            raise MigrationError("\n".join(problems))
+        for problem in problems:
+            _say(f"warning: {problem}")
 
-    def work() -> None:
-        while todo and not signals.came:
-            try:
-                path = todo.pop()
-            except IndexError:
-                break  # another thread took the last
-            outcomes[path] = _work_on(arguments, path, connect, signals.came, listing)
+    def work(path: str) -> bool:
+        """Work on one of the databases. If it fails, report why, and return False."""
+        shows = arguments.verbose and not arguments.quiet
+        report = _Report(shows, shows, logged=False, target=f" to {path}", stop=signals.came)
+        try:
+            report.check_stop()
+            database = _Database(path, arguments.timeout, connect, report)
+            ACTIONS[action][0](_Command(arguments, database, listing))
+            return True
+        except (sqlite3.Error, OSError, ValueError, MemoryError) as error:
+            text = str(error) or "out of memory"
+            report.error(text if path in text else f"{path}: {text}")
+            return False
 
-    if arguments.jobs > 1 and action != "enroll":  # the first may write the script for all
-        _in_threads(min(arguments.jobs, len(todo)), work, signals)
+    if arguments.jobs > 1 and action != "--enroll":  # the first may write the script for all
+        successes = _in_threads(arguments.jobs, work, databases, signals)
     else:
-        work()
+        successes = [work(path) for path in databases]
     signals.let_through()
-    never_run = {name for outcome in outcomes.values() for name in outcome.never_run}
-    problems = (_describe_shared_problems(databases, connect, listing, never_run)
-                if listing else [])
-    for problem in problems:
-        _say(f"{'error' if action == 'check' else 'warning'}: {problem}")
-    failed = [path for path in databases if outcomes[path].code]
-    if not (arguments.quiet or arguments.json or action == "check" and problems):
-        texts = ["failed" if each.code else each.text for each in outcomes.values()]
-        _say(", ".join(f"{_plural(texts.count(text), 'database')} {text}"
-                       for text in dict.fromkeys(texts)), result=True)
+    failed = [path for path, success in zip(databases, successes) if not success]
+    if not arguments.quiet and not arguments.json:
+        _say(f"{_plural(sum(successes), 'database')} done", result=True)
     if failed:
-        is_short = not arguments.verbose and "failed" in [each.text for each in outcomes.values()]
-        _say(f"error: {len(failed)} of {len(databases)} failed: {_cut(failed)}"
-             + ("; --verbose tells the whole story" if is_short else ""))
-    return int(bool(failed or action == "check" and problems))
+        _say(f"error: {len(failed)} of {len(databases)} failed: {_cut(failed)}")
+    return int(bool(failed))
 
 
-def _work_on(arguments: argparse.Namespace, path: str, connect: Connect, stop: list[int],
-             listing: _Listing | None) -> _Outcome:
-    """Do with one of several databases what is asked for; report a failure in one line."""
-    tells_all = (arguments.verbose or arguments.action == "enroll") and not arguments.quiet
-    report = _Report(tells_all, arguments.verbose, logged=False, target=f" to {path}", stop=stop)
-    try:
-        database = _Database(path, arguments.timeout, connect, report)
-        return _command(arguments, database, True, listing)
-    except (sqlite3.Error, OSError, ValueError, MemoryError) as error:
-        text = str(error) if arguments.verbose else _in_a_line(error)
-        report.error(text if path in text else f"{path}: {text}")
-        if arguments.json:
-            _print_json({"db": path, "error": str(error)}, several=True)
-        return _Outcome(1, "failed")
+def _in_threads(number: int, work: Callable[[str], bool], paths: list[str],
+                signals: _Signals) -> list[bool]:
+    """Return what `work` returns for each path. The threads wait for the disk most of the time.
+    (Processes were slower, and a pool of processes hangs on some Pythons if one is killed.)
 
-
-def _in_threads(number: int, work: Callable[[], None], signals: _Signals) -> None:
-    """Run `work` in so many threads, and wait for all of them. A signal asks them to stop, but
-    raises nothing in this thread until signals.let_through() is called."""
-    import threading
-
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except KeyboardInterrupt:
-            pass  # it was asked to stop
-        except BaseException as error:  # of the application's `connect`, say
-            errors.append(error)
-
-    # In Python 3.9 to 3.12, an exception during join() marks the thread as ended although it
-    # still works. The process would then exit too early.
+    Signals are held back, because in Python 3.9 to 3.12 an exception during join() marks the
+    thread as ended although it still works. The process would then exit too early.
+    """
+    from concurrent.futures import ThreadPoolExecutor, wait
     signals.hold_back()
-    threads = [threading.Thread(target=run) for _ in range(number)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)  # in turns: on Windows a signal comes in between
-    if errors:
-        raise errors[0]
-
-
-def _describe_shared_problems(databases: list[str], connect: Connect, listing: _Listing,
-                              suspects: set[str]) -> list[str]:
-    """Report what is wrong with the migrations directory of several databases. `suspects` are
-    scripts that never ran on one of them, and need other numbers."""
-    ran: dict[str, list[str]] = {}
-    newest = 0
-    for path in databases if suspects or listing.twins else ():
-        try:
-            version, states = _Database(path, connect=connect).read(
-                lambda connection, version: _read_states(
-                    connection, version, listing, "", thorough=True))
-        except (sqlite3.Error, OSError):
-            continue  # this is reported when the database is worked on
-        newest = max(newest, version)
-        for each in states:
-            if each.has_run:
-                ran.setdefault(each.name, []).append(path)
-    new_names = _propose_names(suspects, ran, listing, newest)
-    texts = _describe_twins(listing, ran, new_names)
-    alone = sorted(suspects.difference(*listing.twins.values()))
-    texts += [f"{name}: applied to {_cut(ran[name])}, but not to all of these databases. Give it "
-              "a number above the latest, and change it to do nothing if already applied."
-              for name in alone if name in ran]
-    free = [name for name in alone if name not in ran]
-    if free:
-        texts.append(f"{_cut(free)}: applied to none of these databases. The next free number"
-                     f"{_move_commands(free, new_names, listing.folder)}")
-    return texts + ([_describe_ignored(listing)] if listing.ignored else [])
+    with ThreadPoolExecutor(number) as pool:
+        futures = [pool.submit(work, path) for path in paths]
+        for future in futures:
+            while not future.done():
+                wait([future], POLL_SECONDS)  # in turns: on Windows a signal comes in between
+    return [future.result() for future in futures]
 
 
 # -------------------------------------------------------------- the program
@@ -6817,12 +5982,13 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
         connect: for a program that is the command line of databases that
             need an extension or a key.
     """
-    databases: list[str] = []
+    arguments: argparse.Namespace | None = None
     with _Signals() as signals:
         try:
             try:
                 signals.let_through()
-                code = _main(argv, connect, databases, signals)
+                arguments = _parse_arguments(argv)
+                code = _main(arguments, connect, signals)
             except SystemExit as error:  # of argparse, or of the application's `connect`
                 if isinstance(error.code, str):
                     _say(f"error: {error.code}")
@@ -6830,55 +5996,33 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
             except (sqlite3.Error, OSError, ValueError, MemoryError) as error:
                 signals.hold_back()
                 if isinstance(error, OSError) and error.filename:
-                    error = _explain(error, "", (sqlite3.Error,), "Nothing was changed.")
+                    error = _explain(error)
                 _say(f"error: {error or 'out of memory'}")
                 code = 1
             signals.hold_back()
         except KeyboardInterrupt:
-            standing = "--status tells where each database stands." if len(databases) != 1 else (
-                _Database(databases[0], 0.3, connect).standing())
+            standing = "--status tells where each database stands."
+            if arguments and len(arguments.db) == 1:
+                standing = _Database(arguments.db[0], 0.3, connect).standing()
             _say(f"interrupted: {standing} Run this again to go on.")
             code = 128 + (signals.came or [2])[0]
     return code
 
 
-def _main(argv: list[str] | None, connect: Connect, databases: list[str],
-          signals: _Signals) -> int:
-    """Do what the command line asks for; return the exit code. Append to `databases` those that
-    it names, for the message of an interrupt."""
+def _main(arguments: argparse.Namespace, connect: Connect, signals: _Signals) -> int:
+    """Do what the command line asks for; return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
-    arguments, named = _parse_arguments(argv)
+    if len(arguments.db) > 1:
+        return _work_on_several(arguments, connect, signals)
     report = _Report(not arguments.quiet, arguments.verbose, logged=False, stop=signals.came)
-    if arguments.new is not None:
-        typed = arguments.schema  # with that of the config, a script may be meant to be empty
-        schema = arguments.schema_of_config or None if typed is None else typed
-        _say(_write_next_script(arguments.migrations, arguments.new, schema,
-                                _read_answers(arguments), connect, report,
-                                may_be_empty=typed is None), result=True)
-        return 0
-    if arguments.squash is not None:
-        _squash(arguments.migrations, arguments.squash, connect, report)
-        return 0
-    if arguments.action == "print-schema":
-        if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
-            sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # as schema.sql is read
-        # Not by _say(): half a file must not pass for the whole one.
-        text = _schema_of_scripts(arguments.migrations, arguments.to, connect, report)
-        print(text, end="", flush=True)
-        return 0
-    if arguments.schema is not None:
-        path = arguments.schema
-        diff = _verify_schema_file(arguments.migrations, path, connect, report)
-        return _show_difference(
-            diff, path, "is not the schema of the scripts. Write the script that leads to it with "
-            f"--new WORDS --schema {path}, or write {path} anew with --print-schema.", report)
-    databases += named
-    if len(databases) > 1:
-        return _several(arguments, databases, connect, signals)
-    database = _Database(databases[0], arguments.timeout, connect, report)
-    return _command(arguments, database).code
+    if arguments.db:
+        database = _Database(arguments.db[0], arguments.timeout, connect, report)
+        ACTIONS[arguments.action][0](_Command(arguments, database))
+    else:
+        _work_on_scripts(arguments, connect, report)
+    return 0
 
 
 def _program() -> int:

@@ -27,7 +27,7 @@ import time
 import traceback
 import unittest
 import zipfile
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from unittest import mock
 
 import fastmigrate
@@ -552,7 +552,7 @@ class Configuration(Case):
         self.assertEqual(warned.count("warning"), 2)
         self.assertIn("ddb", warned)
         Path(".fastmigrate").write_text("db = x\n")
-        self.refuses(self.run_main(), ".fastmigrate is broken")
+        self.refuses(self.run_main(), "the config .fastmigrate cannot be read")
         self.refuses(self.run_main("--config", "none.ini"), "none.ini")
 
     def test_without_arguments_the_defaults_are_migrated(self):
@@ -594,7 +594,8 @@ class CommandLine(Case):
     def test_wrong_usage_exits_with_2(self):
         for arguments in (["--nonsense"], ["--to", "x"], ["--to", "-1"], ["--set-version", "x"],
                           ["--set-version", "10000"], ["--timeout", "soon"],
-                          ["--timeout", "nan"], ["--createdb", "--set-version", "1"]):
+                          ["--timeout", "nan"], ["--createdb", "--set-version", "1"], ["--json"],
+                          ["--status", "--backup"], ["--check", "--to", "1"]):
             result = self.run_main(*arguments)
             self.assertEqual((result.code, result.out), (2, ""), arguments)
             self.assertRegex(result.err, r"\Aerror: .*; see --help\n\Z", arguments)
@@ -631,15 +632,6 @@ class SqlScripts(Case):
         self.assertEqual(self.sql("SELECT * FROM sqlite_master"), before)
         self.assertEqual(self.beside(), set())
         return caught.exception
-
-    def test_a_script_that_was_not_written_yet_is_said_to_hold_no_statement(self):
-        self.create()
-        self.script("0001-a.sql", "-- add users\n")
-        self.script("0002-b.sql", "PRAGMA synchronous = NORMAL;\n")
-        self.script("0003-c.sql", "/* c */ SELECT 1;")
-        out = self.works(self.go()).out
-        self.assertRegex(out, r"Applied 0001-a.sql \(\d+ ms, no statement in it\)\n"
-                              r"Applied 0002-b.sql \(\d+ ms\)\nApplied 0003-c.sql \(\d+ ms\)\n")
 
     def test_a_failing_script_leaves_nothing_and_its_line_is_exact(self):
         self.create()
@@ -813,18 +805,17 @@ class ConnectionState(Case):
         migrate("x.db", "m")
         self.assertEqual(self.sql("SELECT * FROM t1, t2"), [(1, 2)])
 
-    def test_the_mode_of_before_is_restored_though_a_reader_was_in_the_way_once(self):
+    def test_the_mode_of_before_is_restored_though_a_reader_came_in_between(self):
         self.create()
         self.script("0001-a.sql", "PRAGMA journal_mode = WAL;\nCREATE TABLE a (x);\nSELECT nope;\n")
         readers = []
 
         def at(statement):
-            if statement == "PRAGMA main.journal_mode = delete":
-                if not readers:
-                    readers.append(sqlite3.connect("x.db"))
-                    readers[0].execute("SELECT * FROM _meta").fetchall()
-                else:
-                    readers[0].close()
+            if "CREATE TABLE a" in statement and not readers:  # the first of two tries
+                readers.append(sqlite3.connect("x.db"))
+                readers[0].execute("SELECT * FROM _meta").fetchall()
+            elif statement == "SELECT nope;":
+                readers[0].close()
 
         self.refuses(self.go(connect=connecting(at)), "m/0001-a.sql:3: no such column: nope")
         self.assertEqual(len(readers), 1)
@@ -1003,6 +994,19 @@ class Transactions(Case):
                 self.refuses(self.go(), "0002-b.sql", "version")
                 self.assertEqual(self.version(), 1, trigger)
                 os.unlink("x.db")
+
+    def test_of_many_scripts_the_one_that_keeps_them_from_being_committed_is_named(self):
+        for trigger in ("AFTER UPDATE ON _meta BEGIN UPDATE _meta SET version = 7; END",
+                        "BEFORE INSERT ON _migration_history BEGIN SELECT RAISE(FAIL, 'no'); END"):
+            self.create()
+            self.script("0001-a.sql", "CREATE TABLE _migration_history (version INTEGER PRIMARY "
+                        "KEY, name TEXT NOT NULL, checksum TEXT NOT NULL, applied_at TEXT NOT NULL);")
+            for number in range(2, 9):
+                self.script(f"000{number}-x.sql", f"CREATE TABLE t{number} (x);")
+            self.script("0005-x.sql", f"CREATE TRIGGER g {trigger};")
+            self.refuses(self.go(), "m/0005-x.sql: it ", "x.db is still at version 4")
+            self.assertEqual((self.version(), self.tables()), (4, {"t2", "t3", "t4"}))
+            os.unlink("x.db")
 
     def test_pragmas_of_the_connection_do_not_confuse_the_bookkeeping(self):
         for pragma in ("count_changes = 1", "full_column_names = 1", "short_column_names = 0",
@@ -2153,7 +2157,7 @@ class UpToDate(Case):
         os.chmod("ro", 0o555)
         self.addCleanup(os.chmod, "ro", 0o755)
         os.chmod(self.home, 0o755)
-        for name in ("pathlib", "urllib.parse"):
+        for name in ("glob", "pathlib", "urllib.parse"):
             __import__(name)  # the user of the child may not be able to read it
 
         def run():
@@ -2304,10 +2308,6 @@ class ForeignKeys(Case):
                     + "ALTER TABLE c ADD COLUMN b REFERENCES artist (id);\nUPDATE c SET b = 9;\n")
         self.refuses(self.go(), "it leaves 20000 dangling references: c row 1 refers")
 
-    def test_the_error_names_table_row_and_parent(self):
-        self.script("0002-b.sql", "DELETE FROM artist WHERE id = 2;")
-        self.refuses(self.go(), "album row 11 refers to a row of artist")
-
     def test_a_violation_that_is_meant_is_a_warning_with_their_number(self):
         self.script("0002-b.sql", "/* why */\n-- fastmigrate: no-foreign-key-check\n"
                                   "DELETE FROM artist;")
@@ -2387,11 +2387,6 @@ class ForeignKeys(Case):
         self.refuses(self.go(), "0002-b.sql")
         self.assertEqual(self.version(), 1)
 
-    def test_a_reference_that_sqlite_cannot_check_stops_nothing(self):
-        self.script("0002-b.sql", "CREATE TABLE p (x); CREATE TABLE c (x REFERENCES p (x));"
-                                  "INSERT INTO c VALUES (1);")
-        self.works(self.go())
-
 
 EVENTS = """
 CREATE TABLE ev (id INTEGER PRIMARY KEY, what TEXT);
@@ -2454,15 +2449,17 @@ class EndState(Case):
         self.script("0002-b.sql", "PRAGMA legacy_alter_table = ON;"
                     "CREATE TABLE n (id INTEGER PRIMARY KEY); DROP TABLE tasks;"
                     "ALTER TABLE n RENAME TO tasks;")
-        self.script("0003-c.sh", "exit 0")
         self.warns("0002-b.sql", "view names does not compile: no such column: name")
+        self.script("0003-c.sql", "CREATE VIEW more AS SELECT name FROM tasks;")
+        self.script("0004-d.sh", "exit 0")
+        self.warns("0003-c.sql", "view more does not compile: no such column: name")
 
     def test_a_key_whose_parent_is_gone_or_has_no_such_key_is_reported(self):
         self.script("0002-b.sql", PARENTS)
         migrate("x.db", "m")
         self.script("0003-c.sql", REBUILD.replace(" PRIMARY KEY", ""))
-        self.warns("0003-c.sql", "album has a foreign key that cannot work: what artist refers to in "
-                   "artist is neither its primary key nor unique")
+        self.warns("0003-c.sql", "album has a foreign key that cannot work: artist refers to the "
+                   "table artist, which has no such primary or unique key")
         self.script("0004-d.sql", "DELETE FROM album; DROP TABLE artist;")
         self.assertEqual(self.works(self.go()).err, "")  # it did not work before either
         self.refuses(self.go("--check"), "the table artist, which does not exist")
@@ -2474,6 +2471,25 @@ class EndState(Case):
                     "CREATE TRIGGER t AFTER DELETE ON tasks BEGIN SELECT theirs(old.id); END;")
         self.assertEqual(self.works(self.go()).err, "")
         self.works(self.go("--check"))
+
+    def test_a_table_that_needs_what_only_the_application_has_is_no_fault(self):
+        connection = sqlite3.connect("x.db")
+        connection.create_function("theirs", 1, abs)
+        connection.create_collation("theirs", lambda a, b: (a > b) - (a < b))
+        connection.executescript("""
+            CREATE TABLE p (id INTEGER PRIMARY KEY CHECK (theirs(id)), name);
+            CREATE TABLE q (a TEXT COLLATE theirs);
+            CREATE UNIQUE INDEX i ON q (a);
+            CREATE TABLE c (p REFERENCES p (id), q REFERENCES q (a));
+            CREATE VIEW v AS SELECT name FROM p;
+            CREATE TRIGGER t AFTER UPDATE ON p BEGIN SELECT 1; END;
+            CREATE TRIGGER u AFTER UPDATE ON c BEGIN DELETE FROM p; END;
+        """)
+        connection.close()
+        self.script("0002-b.sql", "CREATE VIEW w AS SELECT id FROM p; DROP TRIGGER t;"
+                    "CREATE TRIGGER t AFTER DELETE ON p BEGIN DELETE FROM q; END;")
+        self.assertEqual(self.works(self.go()).err, "")
+        self.assertEqual(self.works(self.go("--check")).err, "")
 
     def test_the_right_one_of_many_triggers_is_named(self):
         self.script("0002-b.sql", """
@@ -2533,7 +2549,7 @@ class EndState(Case):
         self.script("0002-b.sql", "CREATE VIEW stale AS SELECT * FROM nowhere;")
         self.assertIn("view stale does not compile", self.works(self.go()).err)
         self.script("0003-c.sql", "CREATE TABLE c (x);\nALTER TABLE tasks RENAME TO jobs;")
-        self.refuses(self.go(), "0003-c.sql:2", "error in view stale", "Drop the view stale",
+        self.refuses(self.go(), "0003-c.sql:2", "error in view stale", "Drop that view",
                      "PRAGMA legacy_alter_table = ON")
         self.script("0003-c.sql", "PRAGMA legacy_alter_table = ON; ALTER TABLE tasks RENAME TO jobs;")
         self.assertIn("view names does not compile", self.works(self.go()).err)
@@ -2835,55 +2851,48 @@ class Collisions(Case):
         self.works(self.go("--accept"))  # does not take it for removed
         self.refuses(self.go(), "already applied")
         self.script("0002-rob.sql", "CREATE TABLE rob (x);")
-        self.refuses(self.go(), "restore a backup of x.db from before version 2", "0002-rob.sql")
+        self.refuses(self.go(), "already applied")
         os.unlink("m/0002-rob.sql")
         self.script("0003-jane.sql", "UPDATE init SET x = x * 1.19; -- again")
         self.works(self.go())
         self.assertEqual(self.version(), 3)
 
-    def paste(self, error):
-        """Run the commands that a message tells to run."""
-        commands = re.findall("    fastmigrate (.*)", error)
-        self.assertTrue(commands)
-        for command in commands:
-            self.works(self.run_main(*command.replace(" &&", "").split()))
+    def renumber(self, *moves):
+        """Two scripts that ran get higher numbers."""
+        self.script("0001-init.sql", "CREATE TABLE init (x); INSERT INTO init VALUES (100);")
+        self.script("0002-jane.sql", "UPDATE init SET x = x * 2;")
+        self.script("0003-inc.sql", "UPDATE init SET x = x + 1;")
+        migrate("x.db", "m")
+        for old, new in moves:
+            os.rename(f"m/{old}.sql", f"m/{new}.sql")
 
-    def test_several_renumbered_scripts_do_not_run_twice_if_the_commands_are_pasted(self):
-        for moves, theirs in (
-                ((("0004-inc", "0005-inc"), ("0003-double", "0004-double")), (3,)),
-                ((("0003-double", "0005-double"), ("0004-inc", "0006-inc")), (3, 4)),
-                ((("0004-inc", "0006-inc"),), (5,)),
-                ((("0004-inc", "0006-inc"),), ())):
-            shutil.rmtree("m")
-            os.mkdir("m")
-            os.unlink("x.db")
-            self.create()
-            self.script("0001-a.sql", "CREATE TABLE acc (n); INSERT INTO acc VALUES (100);")
-            self.script("0002-b.sql", "SELECT 1;")
-            self.script("0003-double.sql", "UPDATE acc SET n = n * 2;")
-            self.script("0004-inc.sql", "UPDATE acc SET n = n + 1;")
-            migrate("x.db", "m")
-            for old, new in moves:
-                os.rename(f"m/{old}.sql", f"m/{new}.sql")
-            for number in theirs:
-                self.script(f"{number:04d}-theirs.sql", f"CREATE TABLE theirs{number} (x);")
-            self.paste(self.refuses(self.go()).err)
-            self.works(self.go())
-            self.works(self.go("--check"))
-            self.works(self.go("--verify"))
-            self.assertEqual(self.sql("SELECT n FROM acc"), [(201,)])
+    def test_several_renumbered_scripts_get_their_names_back(self):
+        self.renumber(("0003-inc", "0004-inc"), ("0002-jane", "0003-jane"))
+        for old, new in re.findall("    mv (.*) (.*)", self.refuses(self.go()).err):
+            os.rename(old, new)
+        self.works(self.go())
+        self.works(self.go("--check"))
+        self.assertEqual(self.sql("SELECT x FROM init"), [(201,)])
 
-    def test_scripts_that_swapped_their_numbers_ran_and_get_them_back(self):
+    def test_several_renumbered_scripts_count_as_applied(self):
+        self.renumber(("0002-jane", "0004-jane"), ("0003-inc", "0005-inc"))
+        (command,) = re.findall("fastmigrate (.*--set-version 5)", self.refuses(self.go()).err)
+        self.works(self.run_main(*command.split()))
+        self.script("0006-more.sql", "CREATE TABLE more (x);")
+        self.works(self.go())
+        self.works(self.go("--accept"))
+        self.works(self.go("--check"))
+        self.works(self.go("--verify"))
+        self.assertEqual(self.sql("SELECT x FROM init"), [(201,)])
+
+    def test_scripts_that_swapped_their_numbers_do_not_run_again(self):
         self.script("0003-x.sql", "CREATE TABLE x (x);")
         migrate("x.db", "m")
         os.rename("m/0003-x.sql", "m/0002-x.sql")
         os.rename("m/0002-jane.sql", "m/0003-jane.sql")
-        result = self.refuses(self.go("--check"))
-        self.assertIn("0002-x.sql, 0003-jane.sql: already applied to x.db, as 0003-x.sql, "
-                      "0002-jane.sql. Restore the old name:", result.err)
-        self.assertNotIn("never run", result.err)
-        for old, new in re.findall("    mv (.*) (.*)", result.err):
-            os.rename(old, new)
+        for _ in range(2):  # to new names, and back to those under which the scripts ran
+            for old, new in re.findall("    mv (.*) (.*)", self.go().err):
+                os.rename(old, new)
         self.works(self.go("--check"))
 
     def test_a_script_that_was_renumbered_beyond_a_squash_does_not_run_twice(self):
@@ -2893,9 +2902,7 @@ class Collisions(Case):
         self.script("0002-rob.sql", "CREATE TABLE rob (x);")
         self.works(self.run_main("--migrations", "m", "--squash", "2"))
         os.rename("jane.sql", "m/0003-jane.sql")
-        result = self.refuses(self.go(), "0003-jane.sql is already applied to x.db, as 0002-jane.sql",
-                              "- restore a backup of x.db from before version 2")
-        self.assertNotIn("    ", result.err)
+        self.refuses(self.go(), "0003-jane.sql is already applied to x.db, as 0002-jane.sql")
 
     def test_what_lies_below_a_squash_is_to_be_deleted(self):
         for number in (3, 4, 5):
@@ -2923,11 +2930,6 @@ class Collisions(Case):
         self.assertIn("run fastmigrate --db x.db --migrations m --accept",
                       self.works(self.go("--rehearse")).err)
 
-    def test_two_files_of_one_number_that_are_the_same_script(self):
-        migrate("x.db", "m")
-        shutil.copy("m/0002-jane.sql", "m/0002-jane-again.sql")
-        self.refuses(self.go(), "They are the same: delete all but one.")
-
     def test_each_applied_script_has_but_one_new_number(self):
         self.script("0002-jane.sql", "ANALYZE;")
         migrate("x.db", "m")
@@ -2936,29 +2938,13 @@ class Collisions(Case):
         result = self.refuses(self.go(), "0003-jane.sql is already applied to x.db, as 0002-jane.sql")
         self.assertNotIn("0004", result.err)
 
-    def test_a_script_that_was_only_renamed_does_not_stand_in_for_another(self):
-        self.script("0002-jane.sql", "ANALYZE;")
-        migrate("x.db", "m")
-        os.rename("m/0002-jane.sql", "m/0002-jane-and-more.sql")
-        self.script("0004-jane.sql", "ANALYZE;")
-        self.works(self.go())
-        self.assertEqual(self.version(), 4)
-
-    def test_a_squashed_script_that_is_kept_does_not_stand_in_for_another(self):
-        self.script("0002-jane.sql", "ANALYZE;")
-        migrate("x.db", "m")
-        self.works(self.run_main("--migrations", "m", "--squash", "2"))
-        self.script("0004-jane.sql", "ANALYZE;")
-        self.works(self.go())
-
     def test_a_renumbered_script_beyond_the_wanted_version_stops_no_run(self):
         migrate("x.db", "m")
         os.rename("m/0002-jane.sql", "m/0004-jane.sql")
         self.works(self.go("--to", "2"))
         self.script("0003-c.sql", "CREATE TABLE c (x);")
-        self.paste(self.refuses(self.go()).err)
-        self.works(self.go("--check"))
-        self.works(self.go("--verify"))
+        self.works(self.go("--to", "3"))
+        self.refuses(self.go(), "already applied")
 
     def test_a_renumbered_script_is_found_beside_another_with_its_words(self):
         self.script("0005-fix.sql", "UPDATE init SET x = x * 2;")
@@ -2973,42 +2959,42 @@ class Collisions(Case):
         before = self.sql("SELECT x FROM init")
         os.rename("m/0002-jane.sql", "m/0003-jane.sql")
         self.script("0002-rob.sql", "CREATE TABLE rob (x);")
-        self.paste(self.refuses(self.go()).err)
+        self.refuses(self.go(), "already applied")
+        for command in (("--set-version", 1), ("--to", 2), ("--set-version", 3)):  # of the README
+            self.works(self.go(*command))
         self.works(self.go("--check"))
         self.works(self.go("--verify"))
         self.assertEqual(self.sql("SELECT x FROM init"), before)
 
-    def test_of_several_databases_none_gets_a_command_for_what_ran_on_another(self):
+    def test_for_one_of_several_databases_no_command_renames_a_script(self):
         self.create("y.db")
         os.rename("m/0002-jane.sql", "jane.sql")
         self.script("0003-more.sql")
         self.works(self.go())
         os.rename("jane.sql", "m/0002-jane.sql")  # late on x.db, and pending on y.db
         both = ("--db", "x.db", "y.db", "--migrations", "m")
-        result = self.run_main(*both, "--status")
-        self.assertIn("applied to none of these databases. The next free number:\n"
-                      "    mv m/0002-jane.sql m/0004-jane.sql\n", result.err)
-        self.assertEqual(result.err.count("mv "), 1)
-        self.works(self.run_main("--db", "y.db", "--migrations", "m"))
-        result = self.run_main(*both, "--check")
-        self.assertEqual(result.code, 1)
-        self.assertIn("0002-jane.sql: applied to y.db, but not to all of these", result.err)
-        self.assertNotIn("mv ", result.err)
-        self.assertNotIn("mv ", self.run_main(*both, "--status", "--json").out)
+        for arguments in ((), ("--status", "--json"), ("--check", "--verbose")):
+            result = self.run_main(*both, *arguments)
+            self.assertIn("0002-jane.sql: never run on x.db", result.out + result.err)
+            self.assertNotIn("mv ", result.out + result.err)
 
     def test_what_is_wrong_with_the_directory_is_told_once_for_all_databases(self):
         for number in range(20):
             self.create(f"{number}.db")
         several = ("--db", "*.db", "--migrations", "m")
         self.works(self.run_main(*several))
-        self.script("0002-rob.sql")
         self.script("3-x.sql")
+        for action, code in (((), 0), (("--check",), 1), (("--status",), 0)):
+            result = self.run_main(*several, *action)
+            self.assertEqual((result.code, result.err.count("3-x.sql")), (code, 1), result)
+        self.script("0002-rob.sql", "CREATE TABLE rob (x);")
+        self.script("0003-more.sql", "CREATE TABLE more (x);")
         for action, code in (((), 1), (("--check",), 1), (("--status",), 0), (("--rehearse",), 1)):
             result = self.run_main(*several, *action)
             self.assertEqual(result.code, code, result)
             self.assertEqual(result.err.count("two scripts have"), 1, result)
-            self.assertEqual(result.err.count("mv m/0002-rob.sql m/0003-rob.sql\n"), 1, result)
             self.assertEqual(result.err.count("3-x.sql"), 1, result)
+        self.assertEqual(self.tables(), {"init", "jane"})  # nothing was run
 
 
 class OtherTools(Case):
@@ -3220,6 +3206,8 @@ class Backups(Case):
 
 
 class Restoring(Case):
+    damaged = b"no database any more, and long enough to be read" * 99
+
     def setUp(self):
         super().setUp()
         self.create()
@@ -3232,11 +3220,7 @@ class Restoring(Case):
     def test_a_failed_restore_puts_back_what_could_not_be_read(self):
         import resource
         self.sql("INSERT INTO a SELECT zeroblob(300000)", self.backup)
-        content = b"not a database, " * 900
-        for name in ("x.db", "x.db-wal", "x.db-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-        Path("x.db").write_bytes(content)
+        Path("x.db").write_bytes(self.damaged)
 
         def restore():
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -3245,7 +3229,7 @@ class Restoring(Case):
 
         result = Forked(restore).result()
         self.assertEqual(result.code, 1, result)
-        self.assertEqual(Path("x.db").read_bytes(), content)
+        self.assertEqual(Path("x.db").read_bytes(), self.damaged)
         self.assertEqual(self.backups(ending=".before-restore"), set())
 
     def test_the_newest_backup_is_found_however_the_path_is_written(self):
@@ -3284,13 +3268,50 @@ class Restoring(Case):
         self.assertEqual(self.sql("PRAGMA journal_mode"), [(self.mode,)])
 
     def test_a_damaged_database_is_restored_and_kept_byte_for_byte(self):
-        Path("x.db").write_bytes(b"no database any more, and long enough to be read" * 99)
-        damaged = Path("x.db").read_bytes()
+        Path("x.db").write_bytes(self.damaged)
         result = self.works(self.go("--restore", self.backup))
         self.assertEqual(self.sql("SELECT * FROM a"), [(1,)])
         self.assertIn(f"What x.db held is kept in {self.kept()}\n", result.out)
-        self.assertEqual(Path(self.kept()).read_bytes(), damaged)
+        self.assertEqual(Path(self.kept()).read_bytes(), self.damaged)
         self.assertEqual(self.beside() - {self.backup, self.kept()}, set())
+
+    @posix_only
+    def test_a_damaged_database_behind_a_link_is_kept_where_it_was(self):
+        os.mkdir("far")
+        Path("far/y.db").write_bytes(self.damaged)
+        os.symlink("far/y.db", "y.db")
+        self.works(self.run_main("--db", "y.db", "--restore", self.backup))
+        self.assertEqual(self.version("far/y.db"), 1)
+        self.assertTrue(os.path.islink("y.db"))
+        (kept,) = set(os.listdir("far")) - {"y.db"}
+        self.assertEqual(Path("far", kept).read_bytes(), self.damaged)
+
+    def test_a_log_in_use_stays_with_the_damaged_database(self):
+        other = sqlite3.connect("x.db", isolation_level=None)
+        self.addCleanup(other.close)
+        if other.execute("PRAGMA journal_mode = WAL").fetchall() != [("wal",)]:
+            self.skipTest("this file system has no WAL mode")
+        other.execute("INSERT INTO a VALUES (3)")
+        with open("x.db", "r+b", buffering=0) as file:
+            file.write(b"damaged!" * 12)
+        log = Path("x.db-wal").read_bytes()
+        self.works(self.go("--restore", self.backup))
+        self.assertEqual(self.sql("SELECT * FROM a"), [(1,)])
+        self.assertEqual(Path(self.kept() + "-wal").read_bytes(), log)
+
+    def test_what_another_process_creates_while_a_restore_fails_stays(self):
+        Path("x.db").write_bytes(self.damaged)
+        created = []
+
+        def at(call):
+            if not created and not os.path.getsize("x.db"):
+                created.append(fastmigrate.create_db("x.db"))
+            if created and call == "backup":
+                raise sqlite3.OperationalError("database or disk is full")
+
+        self.refuses(self.go("--restore", self.backup, connect=connecting(at)), "no space is left")
+        self.assertEqual((created, self.version()), ([0], 0))
+        self.assertEqual(Path(self.kept()).read_bytes(), self.damaged)
 
     def test_a_missing_or_empty_database_is_restored(self):
         os.unlink("x.db")
@@ -3359,26 +3380,42 @@ class Restoring(Case):
 
     @posix_only
     def test_a_restore_that_is_killed_leaves_the_old_or_the_new(self):
-        shutil.copy("x.db", "at-2.db")
-        for last in range(1, 150):
-            for name in [*self.beside() - {self.backup}, "x.db"]:
-                os.unlink(name)
-            shutil.copy("at-2.db", "x.db")
-            calls = []
+        os.chmod(self.backup, 0o600)
+        for content in (Path("x.db").read_bytes(), self.damaged):
+            for last in range(1, 150):
+                for name in [*self.beside() - {self.backup}, *({"x.db"} & set(os.listdir()))]:
+                    os.unlink(name)
+                Path("x.db").write_bytes(content)
+                os.chmod("x.db", 0o600)
+                calls = []
 
-            def at(call, calls=calls, last=last):
-                calls.append(call)
-                if len(calls) == last:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                def at(call, calls=calls, last=last):
+                    calls.append(call)
+                    if len(calls) == last:
+                        os.kill(os.getpid(), signal.SIGKILL)
 
-            result = Forked(lambda at=at: self.go("--restore", self.backup,
-                                                  connect=connecting(at))).result()
-            self.assertIn(self.sql("SELECT * FROM a"), ([(1,), (2,)], [(1,)]), last)
-            self.assertEqual(self.sql("PRAGMA integrity_check"), [("ok",)])
-            if result.code == 0:
-                break
-        self.works(result)
-        self.assertEqual(self.sql("SELECT * FROM a"), [(1,)])
+                def restore(at=at):
+                    for name in ("open", "replace", "unlink"):
+                        real = getattr(os, name)
+                        setattr(os, name, lambda *details, name=name, real=real: (
+                            at(name), real(*details))[1])
+                    return self.go("--restore", self.backup, connect=connecting(at))
+
+                result = Forked(restore).result()
+                if content == self.damaged and result.code:
+                    holders = ["x.db", *self.backups(ending=".before-restore")]
+                    self.assertIn(content, [Path(name).read_bytes() for name in holders
+                                            if os.path.exists(name)], last)
+                    self.works(self.go("--restore", self.backup))
+                self.assertIn(self.sql("SELECT * FROM a"), ([(1,), (2,)], [(1,)]), last)
+                self.assertEqual(self.sql("PRAGMA integrity_check"), [("ok",)])
+                self.assertEqual({os.stat(name).st_mode & 0o777 for name in (
+                    "x.db", *self.beside() - {self.backup})}, {0o600})
+                if result.code == 0:
+                    break
+            self.works(result)
+            self.assertGreater(last, 15)
+            self.assertEqual(self.sql("SELECT * FROM a"), [(1,)])
 
     @posix_only
     def test_a_run_waits_for_a_restore_and_the_restore_for_a_run(self):
@@ -3708,10 +3745,10 @@ class Squashing(Case):
 -- The schema and the rows that the scripts up to 0003 lead to. The scripts are in
 -- before-0003. A database at version 3 or above never runs this.
 CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT);
-CREATE TABLE posts (user REFERENCES users, text);
 INSERT INTO "users" ("id", "name") VALUES
 (1, 'ann'),
 (7, 'bob');
+CREATE TABLE posts (user REFERENCES users, text);
 CREATE INDEX by_user ON posts (user);
 """)
         self.create()
@@ -3802,6 +3839,11 @@ c.commit()
         self.assertGreater(len(self.same(2)), 4 * fastmigrate.BLOCK)
 
     @unittest.skipUnless(known("CREATE VIRTUAL TABLE t USING fts5 (a)"), "needs FTS5")
+    def test_an_empty_virtual_table_comes_back(self):
+        self.only("CREATE VIRTUAL TABLE v USING fts5 (autoincrement);")
+        self.assertIn("USING fts5 (autoincrement)", self.same(1))
+
+    @unittest.skipUnless(known("CREATE VIRTUAL TABLE t USING fts5 (a)"), "needs FTS5")
     def test_a_full_text_index_over_a_table_is_built_again(self):
         self.only("CREATE TABLE t (id INTEGER PRIMARY KEY, body);"
                   "INSERT INTO t VALUES (4, 'red fox'), (9, 'red hen');"
@@ -3875,33 +3917,21 @@ c.commit()
         self.assertEqual(Path("m/0005-squashed.sql").read_text(), "mine")
         self.assertEqual(set(os.listdir("m")), names | {"0005-squashed.sql"})
 
-    def test_a_database_below_several_is_shown_where_all_their_scripts_are(self):
-        self.at(2)
-        self.squash()
-        self.squash(4)
-        befores = [os.path.join("m", name) for name in ("before-0003", "before-0004")]
-        self.refuses(self.go(), "(here they are in " + " and ".join(befores) + ")")
-        for before in befores:
-            self.works(self.run_main("--db", "x.db", "--migrations", before))
-        self.works(self.go("--check"))
-
     def test_a_database_below_it_is_refused_and_left_as_it_was(self):
         self.at(2)
         self.squash()
         before = Path("x.db").read_bytes()
-        text = (f"x.db is at version 2, and the scripts up to 3 in m were squashed into one, which "
-                "builds new databases only. Nothing was changed. Migrate the database first with a "
-                "release that still has the scripts up to 3 (here they are in "
-                f"{os.path.join('m', 'before-0003')}).")
-        for arguments in ((), ("--backup",), ("--to", 3), ("--rehearse",)):
+        text = ("the scripts up to 3 in m were squashed into one, which builds new databases only, "
+                "but {} is at version 2. Migrate it first with a release that still has the scripts "
+                "up to 3. Nothing was changed.")
+        for arguments in ((), ("--backup",), ("--to", 3), ("--check",)):
             with self.subTest(arguments):
-                self.refuses(self.go(*arguments), text)
-        self.refuses(self.go("--verify"), "there is no version 2 in m any more, and the scripts up "
-                     "to 3 in m were squashed into one")
-        self.assertIn(text, self.go("--check").err)
+                self.refuses(self.go(*arguments), text.format("x.db"))
+        self.refuses(self.go("--rehearse"), text.format("the copy of x.db"))
+        self.refuses(self.go("--verify"), "there is no version 2 any more")
         status = fastmigrate.status("x.db", "m")
         self.assertEqual([m["state"] for m in status["migrations"]], ["pending", "pending"])
-        self.assertEqual(status["problems"], [text])
+        self.assertEqual(status["problems"], [text.format("x.db")])
         self.assertFalse(fastmigrate.run_migrations("x.db", "m"))
         self.works(self.go("--to", 2))
         self.assertEqual(Path("x.db").read_bytes(), before)
@@ -3914,13 +3944,10 @@ c.commit()
         self.create()
         self.sql("CREATE TABLE mine (x)")
         self.squash()
-        text = ("x.db is at version 0 and has tables (mine), and the scripts up to 3 in m were "
-                "squashed into one, which builds new databases only. Nothing was changed. If the "
-                "tables are those of version 3, set the version with --set-version or "
-                "set_db_version(); else begin with an empty database.")
-        for arguments in ((), ("--rehearse",)):
-            self.refuses(self.go(*arguments), text)
-        self.assertIn(text, self.go("--check").err)
+        for arguments in ((), ("--rehearse",), ("--check",)):
+            self.refuses(self.go(*arguments), "x.db has tables (mine). If they are those of version 3, "
+                         "set the version with --set-version or set_db_version(); else begin with an "
+                         "empty database.")
         self.assertEqual(self.tables(), {"mine"})
 
     def test_a_script_that_is_added_below_it_is_refused_on_a_new_database(self):
@@ -3930,21 +3957,18 @@ c.commit()
         self.create("new.db")
         for arguments in ((), ("--squash", 4)):
             self.refuses(self.run_main("--db", "new.db", "--migrations", "m", *arguments),
-                         "0002-late.sql in m has a number below 0003-squashed.sql, and the scripts "
-                         "up to 3 in m were squashed into one, which builds new databases only. "
-                         "Nothing was changed. Delete it if 0003-squashed.sql replaced it; else give it a "
-                         "number above the latest script.")
+                         "0002-late.sql has a lower number. Delete it if 0003-squashed.sql replaced it; "
+                         "else give it a number above the latest script.")
         self.assertEqual(self.tables("new.db"), set())
         self.refuses(self.go("--check"), "0002-late.sql")
 
     def test_a_version_below_it_cannot_be_built(self):
         self.squash()
         self.create()
-        with self.assertRaisesRegex(MigrationError, "there is no version 2 in m any more, and the "
-                                    "scripts up to 3 in m were squashed into one, which builds new "
-                                    "databases only. Nothing was changed. Stop at 3 or above"):
+        text = "there is no version 2 any more. Stop at 3 or above."
+        with self.assertRaisesRegex(MigrationError, text):
             fastmigrate.build_db("m", to=2)
-        self.refuses(self.go("--to", 2), "there is no version 2 in m any more")
+        self.refuses(self.go("--to", 2), text)
         self.works(self.go("--to", 0))
         self.works(self.go("--verify"))
         fastmigrate.build_db("m", to=3).close()
@@ -3994,33 +4018,27 @@ c.commit()
     # ---------------------------------------------------------- refusals and crashes
 
     def test_what_cannot_be_squashed_is_refused_before_anything_changes(self):
-        no_script = ("m has no script with the number {:04d}, or it is squashed already. Nothing was "
+        self.refuses(self.go("--squash", 9), "m has no script with the number 0009. Nothing was "
                      "changed. Give the number of the last script to squash.")
-        self.refuses(self.go("--squash", 9), no_script.format(9))
+        taken = "{} already exists, and squash puts scripts there. Nothing was changed. Move it out of the way first."
         os.mkdir("m/before-0003")
-        self.script("0002-posts.sql", "old", "m/before-0003")
-        self.refuses(self.go("--squash", 3), "0002-posts.sql already exists, and squash puts a script "
-                     "there. Nothing was changed. Move it out of the way first.")
-        shutil.rmtree("m/before-0003")
-        os.rename("m/0003-ix.sql", "m/0003-squashed.sql")
-        self.refuses(self.go("--squash", 3), "0003-squashed.sql already exists, and squash puts a "
-                     "script there. Nothing was changed. Move it out of the way first.")
-        os.rename("m/0003-squashed.sql", "m/0003-ix.sql")
+        self.refuses(self.go("--squash", 3), taken.format("before-0003"))
+        os.rmdir("m/before-0003")
         self.squash()
-        self.refuses(self.go("--squash", 3), no_script.format(3))
+        self.refuses(self.go("--squash", 3), taken.format("0003-squashed.sql"))
         self.script("0005-wrong.sql", "SELECT nope;")
         before = sorted(os.listdir("m"))
         self.refuses(self.go("--squash", 5), "0005-wrong.sql:1: no such column: nope")
         self.assertEqual(sorted(os.listdir("m")), before)
-        self.assertEqual(self.go("--squash", 0).code, 2)
+        self.refuses(self.go("--squash", 0), "0000")
 
     def test_what_scripts_do_elsewhere_is_announced(self):
         self.script("0002-posts.sql", "ATTACH DATABASE ':memory:' AS other;\n"
                     "CREATE TABLE posts (user REFERENCES users, text);\n")
         self.script("0003-ix.sh", "exit 0")
         os.unlink("m/0003-ix.sql")
-        self.assertEqual(self.squash().err, "warning: now running on a scratch database: "
-                         "0002-posts.sql, 0003-ix.sh. What they do outside of it (files, other "
+        self.assertEqual(self.squash().err, "warning: now running on a scratch database or "
+                         "copy: 0002-posts.sql, 0003-ix.sh. What they do outside of it (files, other "
                          "databases, the network) really happens.\n")
 
     def killed(self, step):
@@ -4047,6 +4065,33 @@ fastmigrate.squash("m", 3)
         self.assertIn(done.returncode, (0, 9), done.stderr)
         return done.returncode == 9
 
+    def undo(self):
+        """Undo a squash that was cut off, as its error says."""
+        if os.path.exists("m/before-0003"):
+            for name in os.listdir("m/before-0003"):
+                os.rename(f"m/before-0003/{name}", f"m/{name}")
+            os.rmdir("m/before-0003")
+        os.unlink("m/0003-squashed.sql")
+
+    def test_the_error_of_a_squash_that_stops_half_way_tells_how_to_undo_it(self):
+        before, new = os.path.join("m", "before-0003"), os.path.join("m", "0003-squashed.sql")
+        names, rename = sorted(os.listdir("m")), os.rename
+
+        def failing(old, target):
+            if "0002" in old:
+                raise PermissionError(13, "Permission denied", old)
+            rename(old, target)
+
+        with unittest.mock.patch("os.rename", failing), self.assertRaises(MigrationError) as caught:
+            fastmigrate.squash("m", 3)
+        self.assertEqual(str(caught.exception), f"{os.path.join('m', '0002-posts.sql')}: Permission "
+                         "denied. The squash stopped, and no script is lost. To undo it, move the "
+                         f"scripts in {before} back to m; delete {before} and {new}.")
+        self.refuses(self.go("--squash", 3), "two scripts have the number 0003")
+        self.undo()
+        self.assertEqual(sorted(os.listdir("m")), names)
+        self.squash()
+
     def test_a_squash_that_is_killed_is_never_run_and_loses_nothing(self):
         shutil.copytree("m", "kept")
         step, halves = 0, 0
@@ -4055,16 +4100,11 @@ fastmigrate.squash("m", 3)
             result = self.run_main("--db", f"{step}.db", "--migrations", "m")
             if result.code:
                 halves += 1
-                before, new = os.path.join("m", "before-0003"), os.path.join("m", "0003-squashed.sql")
                 for arguments in ((), ("--squash", 3), ("--check",)):
                     self.refuses(
                         self.run_main("--db", f"{step}.db", "--migrations", "m", *arguments),
-                        "two scripts have the number 0003, so nothing is run", "If a squash was cut "
-                        f"off, move the scripts in {before} back to m, delete {new} if it "
-                        "exists, and squash again; else give the newer one another number.")
-                for name in os.listdir(before) if os.path.exists(before) else ():
-                    os.rename(os.path.join(before, name), os.path.join("m", name))
-                os.unlink(new)
+                        "two scripts have the number 0003, so nothing is run")
+                self.undo()
             if "0003-ix.sql" in os.listdir("m"):
                 for path in Path("m").glob("*.new-*"):
                     path.unlink()
@@ -4207,20 +4247,19 @@ class EnrollingSafely(Case):
         self.old("CREATE TABLE t (a)")
         self.script("0001-a.sql", "CREATE TABLE t (a); -- attach files as you like\n")
         self.script("0002-b.sh", "exit 0\n")
-        text = ("warning: now running on {}: 0002-b.sh. What they do outside of it (files, other "
-                "databases, the network) really happens.\n")
-        self.assertTrue(self.works(self.go("--enroll")).err.startswith(text.format("a scratch database")))
+        text = ("warning: now running on a scratch database or copy: 0002-b.sh. What they do outside of "
+                "it (files, other databases, the network) really happens.\n")
+        self.assertTrue(self.works(self.go("--enroll")).err.startswith(text))
         Path("schema.sql").write_text("CREATE TABLE t (a);")
         for arguments in (("--verify",), ("--print-schema",), ("--verify", "--schema", "schema.sql")):
-            self.assertEqual(self.works(self.go(*arguments)).err, text.format("a scratch database"))
+            self.assertEqual(self.works(self.go(*arguments)).err, text)
         Path("schema.sql").write_text("CREATE TABLE t (a, b);")
-        self.assertTrue(self.works(self.go("--new", "b", "--schema", "schema.sql")).err.startswith(
-            text.format("a scratch database")))
+        result = self.works(self.go("--new", "b", "--schema", "schema.sql"))
+        self.assertTrue(result.err.startswith(text))
         os.unlink("m/0003-b.sql")
         fastmigrate.set_db_version("x.db", 1)
         self.assertEqual(self.works(self.go("--verify")).err, "")
-        self.assertEqual(self.works(self.go("--rehearse")).err, text.format("a copy of x.db"))
-
+        self.assertEqual(self.works(self.go("--rehearse")).err, text)
 
     def test_tables_of_other_tools_are_left_out_and_named(self):
         self.old("CREATE TABLE schema_migrations (version); CREATE TABLE t (a); "
@@ -4295,7 +4334,7 @@ class RehearsingData(Case):
                  "UPDATE t SET c = 0;", {"c": 2}),
                 ("t (a TEXT PRIMARY KEY, b)", "('5', 1), ('7', 2)",
                  "CREATE TABLE n (a INTEGER PRIMARY KEY, b); INSERT INTO n SELECT * FROM t;"
-                 "DROP TABLE t; ALTER TABLE n RENAME TO t; UPDATE t SET b = 0;", {}),
+                 "DROP TABLE t; ALTER TABLE n RENAME TO t; UPDATE t SET b = 0;", {"b": 2}),
                 ("t (rowid, oid, _rowid_)", "(1, 2, 3)", "UPDATE t SET oid = 5;", {}),
                 ('t ("a ""b", "select")', "(1, 2)", "UPDATE t SET \"select\" = 5;", {"select": 1})):
             with self.subTest(table):
@@ -4335,6 +4374,14 @@ This was a rehearsal: x.db is untouched.
         self.script("0002-b.sql", "ALTER TABLE users ADD COLUMN x; UPDATE users SET x = 5 WHERE id = 2;")
         self.assertIn("\nvalues in new columns:\n  users.x  1\n    2: None -> 5\n\n",
                       self.works(self.go("--rehearse", "-v")).out)
+
+    @unittest.skipUnless(known("CREATE VIRTUAL TABLE t USING fts5 (a)"), "needs FTS5")
+    def test_the_rows_of_a_virtual_table_are_counted_and_not_compared(self):
+        self.rehearsed("CREATE VIRTUAL TABLE v USING fts5 (a); INSERT INTO v VALUES ('x'), ('y');"
+                       "CREATE TABLE gone (b); CREATE VIRTUAL TABLE w USING fts5 (b, content='gone');",
+                       "DELETE FROM v WHERE a = 'x'; DROP TABLE gone;")
+        found = fastmigrate.rehearse("x.db", "m")
+        self.assertEqual(found["rows"], {"v": [2, 1]})
 
     def test_it_works_on_a_database_in_wal_mode(self):
         self.assertEqual(self.rehearsed("PRAGMA journal_mode = WAL;\n" + self.USERS,
@@ -4401,18 +4448,6 @@ class Schemas(Case):
             self.assertFalse(self.differ(text, printed))
             os.unlink("new.db")
 
-    def test_the_quotes_that_a_rename_leaves_are_not_printed_but_those_of_the_author_are(self):
-        self.assertEqual(self.printed(
-            "CREATE TABLE a (id INTEGER PRIMARY KEY, up REFERENCES a);"
-            "CREATE INDEX i ON a (up); CREATE VIEW v AS SELECT a.id FROM a;"
-            "ALTER TABLE a RENAME TO b;"),
-            "CREATE TABLE b (id INTEGER PRIMARY KEY, up REFERENCES b);\n"
-            "CREATE INDEX i ON b (up);\nCREATE VIEW v AS SELECT b.id FROM b;\n")
-        quoted = 'CREATE TABLE "users" ("id" INTEGER, "order" TEXT);\n'
-        self.assertEqual(self.printed(quoted), quoted)
-        needed = 'CREATE TABLE "order" (id);\nCREATE TABLE "two words" (id);\n'
-        self.assertEqual(self.printed(needed), needed)
-
     def test_get_db_schema_needs_no_version_and_creates_no_database(self):
         self.sql("CREATE TABLE a (x)")
         self.assertEqual(fastmigrate.get_db_schema("x.db"), "CREATE TABLE a (x);\n")
@@ -4456,11 +4491,6 @@ class Schemas(Case):
                                      "CREATE TABLE t (a DEFAULT 'Active');"))
         self.assertFalse(self.differ("CREATE TABLE t (a DEFAULT NULL);",
                                      "CREATE TABLE t (a DEFAULT null);"))
-
-    def test_only_names_of_tables_lose_the_quotes_of_a_rename(self):
-        text = 'CREATE TABLE t (s);\nCREATE VIEW v AS SELECT 1 FROM "t" JOIN t u ON "active" = u.s;\n'
-        self.assertIn('FROM "t" JOIN t u ON "active" = u.s', self.printed(text))
-        self.assertIn("FROM t;", self.printed('CREATE TABLE t (s);\nCREATE VIEW v AS SELECT s FROM "t";\n'))
 
     @unittest.skipUnless(known("CREATE VIRTUAL TABLE t USING fts5 (a)"), "needs FTS5")
     def test_a_table_beside_an_index_without_its_texts_is_the_applications(self):
@@ -4538,7 +4568,7 @@ class SchemaChanges(Case):
         self.notes = "\n".join(logs.output)
         return path.read_text(encoding="utf-8")
 
-    def test_a_value_replaces_null_alone_unless_it_reads_the_column_itself(self):
+    def test_a_value_replaces_null_alone(self):
         for before, rows, after, fill, expected in (
                 ("date TEXT", "('2001-02-03'), (NULL)", "date TEXT NOT NULL DEFAULT (date(0))", {},
                  [("-4713-11-24",), ("2001-02-03",)]),
@@ -4546,9 +4576,8 @@ class SchemaChanges(Case):
                  [(b"",), (b"\x01",)]),
                 ("name", "('n'), (NULL)", "name NOT NULL", {"t.name": "(SELECT name FROM o)"},
                  [("n",), ("other",)]),
-                ("name", "('n'), (NULL)", "name NOT NULL", {"t.name": "1 -- one"}, [(1,), ("n",)]),
                 ("name", "('n'), ('m')", "name NOT NULL", {"t.name": "upper(name)"},
-                 [("M",), ("N",)])):
+                 [("m",), ("n",)])):
             with self.subTest(after):
                 self.prepare(f"CREATE TABLE t ({before}); CREATE TABLE o (name);",
                              f"INSERT INTO t VALUES {rows}; INSERT INTO o VALUES ('other');")
@@ -4591,27 +4620,21 @@ class SchemaChanges(Case):
     def test_a_question_names_a_column_as_it_is_called_today(self):
         self.script("0001-a.sql", "CREATE TABLE t (a, b);")
         for after, answers, name in (
-                ("CREATE TABLE t (b NOT NULL, a);", {"rename": {"t.a": "b", "t.b": "a"}}, "t.a"),
+                ("CREATE TABLE t (a, c NOT NULL);", {"rename": {"t.b": "c"}}, "t.b"),
                 ("CREATE TABLE t (a NOT NULL);", {"rename": {"t.b": "a"}, "drop": ["t.a"]}, "t.b")):
             with self.assertRaisesRegex(MigrationError, f"--fill \"{name}=''\""):
                 self.write(after, **answers)
             self.write(after, **answers, fill={name: "''"})
             os.unlink("m/0002-change.sql")
 
-    def test_a_table_is_renamed_by_the_case_of_its_letters_alone(self):
-        self.prepare("CREATE TABLE users (a);", "INSERT INTO users VALUES (1);")
-        self.change("CREATE TABLE Users (a);", rename={"users": "Users"})
-        self.assertEqual(self.sql("SELECT name FROM sqlite_master WHERE name LIKE 'users'"),
-                         [("Users",)])
-
     def test_what_the_file_would_break_is_refused(self):
         for before, after, answers, reason in (
                 ("CREATE TABLE p (id INTEGER PRIMARY KEY, x); CREATE VIEW v AS SELECT x FROM p;",
                  "CREATE TABLE p (id INTEGER PRIMARY KEY); CREATE VIEW v AS SELECT x FROM p;",
-                 {"drop": ["p.x"]}, "view v would not work any more: no such column: x"),
+                 {"drop": ["p.x"]}, "view v does not compile: no such column: x"),
                 ("CREATE TABLE p (id INTEGER PRIMARY KEY); CREATE TABLE c (p REFERENCES p);",
                  "CREATE TABLE c (p REFERENCES p);", {"drop": ["p"]},
-                 "table c would not work any more: p refers to the table p, which does not exist")):
+                 "table c has a foreign key that cannot work: p refers to the table p, which does not exist")):
             self.script("0001-a.sql", before)
             with self.assertRaisesRegex(MigrationError, f"^schema.sql: {reason}. Nothing was written"):
                 self.write(after, **answers)
@@ -4714,18 +4737,21 @@ class SchemaChanges(Case):
             "SELECT name FROM users", "SELECT full_name FROM users").replace(
             "name FROM names WHERE length(full_name)", "full_name FROM names WHERE length(full_name)")
         text = self.change(after, rename={"users.name": "full_name"})
-        self.assertEqual(re.findall("DROP.*", text), ["DROP VIEW long;"])  # SQLite fails there
+        self.assertIn("ALTER TABLE users RENAME COLUMN name TO full_name;", text)
+        self.assertNotIn("DROP TABLE", text)
+        self.assertNotIn("INDEX", text)
         self.assertEqual(self.users("full_name"), [("a",), ("b",)])
 
-    def test_columns_and_tables_are_swapped(self):
+    def test_a_name_that_is_taken_is_free_after_a_drop_alone(self):
         self.prepare("CREATE TABLE t (a, b); CREATE TABLE u (c);", "INSERT INTO t VALUES (1, 2);")
-        self.change("CREATE TABLE t (a, b); CREATE TABLE u (c);".replace("a, b", "b, a"),
-                    rename={"t.a": "b", "t.b": "a"})
-        self.assertEqual(self.sql("SELECT a, b FROM t"), [(2, 1)])
-        self.change("CREATE TABLE u (b, a); CREATE TABLE t (c);", rename={"t": "u", "u": "t"})
-        self.assertEqual(self.sql("SELECT a, b FROM u"), [(2, 1)])
-        self.change("CREATE TABLE u (b); CREATE TABLE t (c);", rename={"u.a": "b"}, drop=["u.b"])
-        self.assertEqual(self.sql("SELECT b FROM u"), [(2,)])
+        after = "CREATE TABLE t (a, b); CREATE TABLE u (c);"
+        self.asks(after, "Rename in two scripts", rename={"t.a": "b", "t.b": "a"})
+        self.asks(after, "Rename in two scripts", rename={"t": "u", "u": "t"})
+        self.asks(after.replace("t", "T"), "the same name", rename={"t": "T"})
+        self.change("CREATE TABLE t (b); CREATE TABLE u (c);", rename={"t.a": "b"}, drop=["t.b"])
+        self.assertEqual(self.sql("SELECT b FROM t"), [(1,)])
+        self.change("CREATE TABLE u (b);", rename={"t": "u"}, drop=["u"])
+        self.assertEqual(self.sql("SELECT b FROM u"), [(1,)])
 
     def test_types_constraints_and_defaults_change_and_what_is_lost_is_named(self):
         self.prepare()
@@ -4773,8 +4799,6 @@ class SchemaChanges(Case):
         self.change("CREATE TABLE t (a INT, n NOT NULL, m)", drop=["old"],
                     fill={"t.n": "a * 2", "t.m": "(SELECT b FROM old)"})
         self.assertEqual(self.sql("SELECT * FROM t"), [(4, 8, 9), (5, 10, 9)])
-        self.change("CREATE TABLE t (a INT, n NOT NULL, m TEXT)", fill={"t.m": "m || '!'"})
-        self.assertEqual(self.sql("SELECT m FROM t"), [("9!",), ("9!",)])
 
     def test_primary_keys_change_and_rowids_stay(self):
         self.prepare("CREATE TABLE t (a); CREATE TABLE w (k TEXT PRIMARY KEY, v);",
@@ -4859,17 +4883,17 @@ class SchemaChanges(Case):
         self.assertEqual(self.sql("SELECT * FROM f"), [])
 
     def test_names_that_need_quotes_and_definitions_that_are_hard_to_read(self):
-        self.prepare('CREATE TABLE "a.b(" ("x y" TEXT /* ) , ( */, [order] INT -- , c)\n);'
+        self.prepare('CREATE TABLE "a-b(" ("x y" TEXT /* ) , ( */, [order] INT -- , c)\n);'
                      "CREATE TABLE t (a, _rowid_, rowid, oid);",
-                     """INSERT INTO "a.b(" VALUES (1, 2); INSERT INTO t VALUES (1, 2, 3, 4);""")
-        self.change('CREATE TABLE "a.b(" ("x y" TEXT /* ) , ( */, [order] INT -- , c)\n'
+                     """INSERT INTO "a-b(" VALUES (1, 2); INSERT INTO t VALUES (1, 2, 3, 4);""")
+        self.change('CREATE TABLE "a-b(" ("x y" TEXT /* ) , ( */, [order] INT -- , c)\n'
                     """ , "d""e" TEXT NOT NULL DEFAULT ', ('); CREATE TABLE t (a INT, _rowid_, rowid,"""
                     " oid);")
-        self.change('CREATE TABLE "a.b(" ("x y" TEXT NOT NULL, "group" INT);'
+        self.change('CREATE TABLE "a-b(" ("x y" TEXT NOT NULL, "group" INT);'
                     "CREATE TABLE t (a INT, _rowid_, rowid, oid);",
-                    rename={'"a.b(".order': "group"}, drop=['"a.b("."d""e"'],
-                    fill={'"a.b("."x y"': "'?'"})
-        self.assertEqual(self.sql('SELECT * FROM "a.b("'), [("1", 2)])
+                    rename={"a-b(.order": "group"}, drop=['a-b(.d"e'],
+                    fill={"a-b(.x y": "'?'"})
+        self.assertEqual(self.sql('SELECT * FROM "a-b("'), [("1", 2)])
 
     def test_several_tables_change_at_once(self):
         self.prepare()
@@ -4903,13 +4927,13 @@ class SchemaChanges(Case):
         self.prepare()
         after = self.changed("fax TEXT", "phone TEXT")
         for part, answers in (
-                ("no table user", {"drop": ["user.fax"]}), ("no column fox", {"drop": ["users.fox"]}),
+                ("no user.fax", {"drop": ["user.fax"]}), ("no users.fox", {"drop": ["users.fox"]}),
                 ("no fex", {"rename": {"users.fax": "fex"}}),
-                ("still has the column name", {"drop": ["users.name"]}),
-                ("still has the table posts", {"drop": ["posts"]}),
-                ("to be renamed or dropped too", {"rename": {"users.fax": "name"}}),
+                ("drop users.name: schema.sql still has it", {"drop": ["users.name"]}),
+                ("drop posts: schema.sql still has it", {"drop": ["posts"]}),
+                ("Rename in two scripts", {"rename": {"users.fax": "name"}}),
                 ("has no such column", {"rename": {"users.fax": "phone"}, "fill": {"users.x": "1"}}),
-                ("not TABLE or TABLE.COLUMN", {"drop": ["a.b.c"]})):
+                ("no a.b.c", {"drop": ["a.b.c"]})):
             self.asks(after, part, **answers)
 
     def test_a_schema_file_that_is_no_schema_is_refused_with_its_line(self):
@@ -4948,10 +4972,6 @@ class SchemaChanges(Case):
         for arguments in (("--schema", "s"), ("--status", "--schema", "s"), ("--rename", "a=b"),
                           ("--drop", "a"), ("--fill", "a.b=1"), ("--new", "x", "--rename", "a.b=c"),
                           ("--new", "x", "--schema", "s", "--rename", "a"),
-                          ("--new", "x", "--schema", "s", "--fill", "a=1"),
-                          ("--new", "x", "--schema", "s", "--drop", "a.b.c"),
-                          ("--new", "x.py", "--schema", "s", "--drop", "a"),
-                          ("--new", "x", "--schema", "s", "--rename", "a=b", "--rename", "a=c"),
                           ("--print-schema", "--verify")):
             self.assertEqual(self.go(*arguments).code, 2, arguments)
 
@@ -4982,28 +5002,43 @@ class Several(Case):
         self.assertEqual((self.version("y.db"), self.version("z.db")), (1, 1))
 
     def test_several_are_enrolled_by_the_script_that_the_first_one_writes(self):
-        for name in ("x.db", "y.db", "z.db"):
+        names = ("x.db", "y.db", "z.db")
+        for name in names:
             self.sql("CREATE TABLE a (x)", name)
         result = self.works(self.run_main("--db", "*.db", "--migrations", "m", "--enroll",
                                           "--jobs", "3"))
-        self.assertEqual(result.out, f"wrote {os.path.join('m', '0001-initialize.sql')}\n" + "".join(
-            f"{name} is under management now, at version 1\n" for name in ("x.db", "y.db", "z.db"))
-            + "3 databases at version 1\n")
+        self.assertEqual(result.out, "3 databases done\n")
+        self.assertEqual(os.listdir("m"), ["0001-initialize.sql"])
+        self.assertEqual([self.version(name) for name in names], [1, 1, 1])
 
-    def test_the_line_of_a_failure_tells_its_reason(self):
+    def test_each_failure_tells_its_database_and_its_reason(self):
         for name in ("x.db", "y.db"):
             self.create(name)
-        for name, text, line in (
-                ("0001-a.sh", "echo first\necho the reason >&2\nexit 3\n",
-                 "m/0001-a.sh: it failed with exit status 3 (the reason)"),
-                ("0001-a.sql", "CREATE TABLE a (x);\nSELECT nope\n  FROM a;\n",
-                 "m/0001-a.sql:2: no such column: nope (SELECT nope)")):
-            self.script(name, text)
-            result = self.run_main("--db", "x.db", "y.db", "--migrations", "m")
-            self.assertEqual(result.code, 1)
-            self.assertEqual(result.err.split("\n")[:2],
-                             [f"error: x.db: {line}", f"error: y.db: {line}"])
-            os.unlink(f"m/{name}")
+        self.script("0001-a.sql", "CREATE TABLE a (x);\nSELECT nope;\n")
+        result = self.run_main("--db", "x.db", "y.db", "--migrations", "m")
+        self.assertEqual((result.code, result.out), (1, "0 databases done\n"))
+        self.assertEqual(result.err, "".join(f"""\
+error: m/0001-a.sql:2: no such column: nope
+    SELECT nope;
+{name} is still at version 0; the script was rolled back.
+Fix the script, then run this again.
+""" for name in ("x.db", "y.db")) + "error: 2 of 2 failed: x.db, y.db\n")
+
+    def test_status_has_a_line_or_a_json_document_for_each_and_check_fails_for_all(self):
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        for name in ("x.db", "y.db"):
+            self.create(name)
+        migrate("x.db", "m")
+        both = ("--db", "x.db", "y.db", "--migrations", "m")
+        self.assertEqual(self.works(self.run_main(*both, "--status")).out,
+                         "x.db is at version 1; the scripts end at 1\n"
+                         "y.db is at version 0; the scripts end at 1\n2 databases done\n")
+        lines = self.works(self.run_main(*both, "--status", "--json")).out.splitlines()
+        self.assertEqual([json.loads(line)["db"] for line in lines], ["x.db", "y.db"])
+        result = self.run_main(*both, "--check")
+        self.assertEqual((result.code, result.out), (1, "1 database done\n"))
+        self.assertEqual(result.err, "error: y.db: 1 pending: 0001-a.sql. Run fastmigrate --db y.db "
+                         "--migrations m\nerror: 1 of 2 failed: y.db\n")
 
     def test_many_databases_are_migrated_and_failures_do_not_stop_the_others(self):
         self.script("0001-a.sql", "CREATE TABLE a (x);")
@@ -5014,8 +5049,8 @@ class Several(Case):
         for jobs in ("1", "2"):
             result = self.run_main("--db", "tenants/*.db", "--migrations", "m", "--jobs", jobs)
             self.assertEqual(result.code, 1, result)
-            self.assertIn("5 databases at version 1, 1 database failed", result.out)
-            self.assertIn(os.path.join("tenants", "3.db"), result.err)
+            self.assertEqual(result.out, "5 databases done\n")
+            self.assertIn("1 of 6 failed: " + os.path.join("tenants", "3.db"), result.err)
         self.assertEqual(self.version("tenants/5.db"), 1)
 
     def test_a_pattern_does_not_take_the_files_that_the_tool_lays_beside_a_database(self):
@@ -5029,7 +5064,7 @@ class Several(Case):
                      "one.db-copy-0001-77-0a1b2c-journal", "two.sqlite-journal", "three-shm"):
             shutil.copy(backup, f"tenants/{name}")
         result = self.works(self.run_main("--db", "tenants/*", "--migrations", "m"))
-        self.assertIn("3 databases at version 1", result.out)
+        self.assertIn("3 databases done", result.out)
         self.assertEqual(self.version(backup), 0)
 
     @posix_only
@@ -5165,7 +5200,7 @@ class Connecting(Case):
             self.assertIsInstance(caught.exception, MigrationError)
             self.assertEqual(str(caught.exception), "two scripts have the number 0001, so nothing is "
                              "run: 0001-a.sql, 0001-b.sql in m. Renumber one that production does "
-                             "not have; other databases that have it are then told what to do.")
+                             "not have.")
 
     def test_every_call_and_the_command_line_use_it(self):
         options = {"connect": self.connect}
@@ -5612,7 +5647,14 @@ class StartUp(Case):
     @posix_only
     def test_a_directory_that_cannot_be_listed_will_do(self):
         self.create()
-        with mock.patch("os.listdir", side_effect=PermissionError(13, "Permission denied")):
+        real = os.scandir
+
+        def scandir(path):
+            if path == str(self.home):
+                raise PermissionError(13, "Permission denied")
+            return real(path)
+
+        with mock.patch("os.scandir", scandir):
             fastmigrate.status("x.db", "m")
 
     def test_a_name_in_the_schema_that_is_not_utf_8_stops_no_run(self):
@@ -5628,14 +5670,6 @@ class StartUp(Case):
             connection.commit()
         self.script("0001-a.sql", "CREATE TABLE other (x);")
         self.works(self.go())
-
-    @posix_only
-    def test_a_link_that_leads_to_itself_is_a_script_that_cannot_be_read(self):
-        self.create()
-        self.script("0001-a.sql", "CREATE TABLE a (x);")
-        os.symlink("0002-b.sql", "m/0002-b.sql")
-        self.refuses(self.go(), os.path.join("m", "0002-b.sql") + ": it cannot be read")
-        self.assertEqual(self.version(), 1)
 
     def test_every_missing_thing_is_a_file_not_found_error_and_a_migration_error(self):
         self.create()
@@ -5724,10 +5758,9 @@ class StartUp(Case):
                 os.chdir("..")
                 shutil.rmtree("-d")
 
-    def test_impossible_paths_are_refused(self):
+    def test_a_path_through_a_file_is_refused(self):
         self.script("0001-a.sql")
-        for name in ("a\0b", "m/0001-a.sql/x.db"):
-            self.refuses(self.run_main("--db", name, "--createdb"))
+        self.refuses(self.run_main("--db", "m/0001-a.sql/x.db", "--createdb"))
 
     @posix_only
     def test_a_shell_script_with_crlf_or_a_mark_is_refused_before_it_runs(self):
@@ -5785,12 +5818,14 @@ class StartUp(Case):
         self.assertEqual(self.version(), 0)
 
     @posix_only
-    def test_a_script_that_is_a_link_to_nowhere_is_an_error_with_its_name(self):
+    def test_a_script_that_is_a_link_to_nowhere_or_to_itself_is_an_error_with_its_name(self):
         self.create()
-        for ending in ("sql", "py", "sh"):
-            os.symlink("nowhere", f"m/0001-a.{ending}")
-            self.refuses(self.go(), f"0001-a.{ending}", "still at version 0")
-            os.unlink(f"m/0001-a.{ending}")
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        for name in ("0002-b.sql", "0002-b.py", "0002-b.sh"):
+            for target in ("nowhere", name):
+                os.symlink(target, f"m/{name}")
+                self.refuses(self.go(), f"m/{name}: it cannot be read", "still at version 1")
+                os.unlink(f"m/{name}")
 
     def test_what_only_the_application_defines_is_named_with_the_way_to_give_it(self):
         self.create()
@@ -5878,13 +5913,15 @@ Fix the script, then run this again.
 error: m/0002-b.sql: it leaves 3 dangling references: album row 10 refers to a row of artist that \
 does not exist
 x.db is still at version 1; the script was rolled back.
-Let the script change or delete these rows too. To make ON DELETE CASCADE of album do that, \
-put `PRAGMA foreign_keys = ON;` before its first statement. If this is intended, start it with the line \
+Let the script change or delete these rows too. (Foreign keys are off while a script runs, so \
+ON DELETE does nothing unless the script begins with `PRAGMA foreign_keys = ON;`.) If this is intended, \
+start it with the line \
 `-- fastmigrate: no-foreign-key-check`, then run this again.
 """)
         self.script("0002-b.sql", "-- fastmigrate: no-foreign-key-check\nDELETE FROM artist;")
         self.says("""
-warning: 0002-b.sql leaves 3 dangling references, as its no-foreign-key-check allows
+warning: 0002-b.sql: it leaves 3 dangling references: album row 10 refers to a row of artist that \
+does not exist (allowed by its no-foreign-key-check)
 """, code=0)
 
     def test_of_databases_that_cannot_be_migrated(self):
@@ -5919,7 +5956,7 @@ Wait for it to finish, or raise timeout=, or --timeout, then run this again.
         self.sql("DELETE FROM _meta")
         self.says("""
 error: x.db has a damaged table _meta: it must hold one row, (1, version), and holds no row. Set the \
-version with set_db_version() or --set-version if you know it.
+version with set_db_version() or --set-version if you know it. Rename the table if it is not fastmigrate's.
 """)
 
     def test_of_the_migrations_directory(self):
@@ -5932,11 +5969,11 @@ warning: ignored (bad file name): 1-a.sql. In m, a migration script is named NNN
         self.script("0001-b.sql")
         os.unlink("m/1-a.sql")
         self.says("""
-error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied. Renumber one that production does not have; other databases that have it are then told what to do. If that is 0001-b.sql:
+error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied to x.db. Renumber one that production does not have:
     mv m/0001-b.sql m/0002-b.sql
 """)
         self.says("""
-error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied. Renumber one that production does not have; other databases that have it are then told what to do. If that is 0001-b.sql:
+error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied to x.db. Renumber one that production does not have:
     mv m/0001-b.sql m/0002-b.sql
 """, "--verify")
         shutil.rmtree("m")
@@ -5979,25 +6016,10 @@ warning: x.db is at version 5, newer than the scripts in m, which end at 0. Use 
         migrate("x.db", "m")
         os.rename("m/0003-jane.sql", "m/0004-jane.sql")
         self.says("""
-error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql. Nothing is run, or it would be applied twice. Do one of these:
-- let it count as applied under its new number:
-    fastmigrate --db x.db --migrations m --set-version 2 &&
-    fastmigrate --db x.db --migrations m --set-version 4
-- restore the old name:
+error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql. Nothing is run, or it would be applied twice. If it has to run again, add a comment to it. If all scripts up to 4 have run, count them as applied: fastmigrate --db x.db --migrations m --set-version 4. Else restore the old name:
     mv m/0004-jane.sql m/0003-jane.sql
-- add a comment to the script, if it has to run again
 """)
         self.script("0003-rob.sql", "SELECT 4;")
-        self.says("""
-error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql. Nothing is run, or it would be applied twice. Do one of these:
-- run 0003-rob.sql alone, which x.db lacks:
-    fastmigrate --db x.db --migrations m --set-version 2 &&
-    fastmigrate --db x.db --migrations m --to 3 &&
-    fastmigrate --db x.db --migrations m --set-version 4
-- restore a backup of x.db from before version 3, or create x.db anew
-- add a comment to the script, if it has to run again
-""")
-
         os.unlink("m/0004-jane.sql")
         self.says("""
 warning: 0003-rob.sql: never run on x.db, where 0003-jane.sql ran under the same number. If an applied script was both renamed and edited, restore its name, run fastmigrate --db x.db --migrations m --accept, then rename it again. Else, unless production has it, give the new script the next free number:
@@ -6010,7 +6032,7 @@ warning: 0003-rob.sql: never run on x.db, where 0003-jane.sql ran under the same
 error: 0002-rob.sql, 0003-rob.sql: never run on x.db, where 0002-jane.sql, 0003-jane.sql ran under the same number. If an applied script was both renamed and edited, restore its name, run fastmigrate --db x.db --migrations m --accept, then rename it again. Else, unless production has it, give the new script the next free number:
     mv m/0002-rob.sql m/0005-rob.sql
     mv m/0003-rob.sql m/0006-rob.sql
-error: x.db: 1 pending: 0004-pending.sql. Run fastmigrate --db x.db --migrations m
+x.db: 1 pending: 0004-pending.sql. Run fastmigrate --db x.db --migrations m
 """, "--check")
 
     def test_of_scripts_of_other_tools(self):
@@ -6068,11 +6090,6 @@ class Internals(Case):
             fastmigrate.get_db_version("x.db")
         self.works(self.go("--enroll"))
         self.assertEqual(self.version(), 1)
-
-    def test_uris_of_drives_and_shares_are_what_sqlite_reads(self):
-        for path, uri in (("C:\\a b\\x#1.db", "file:///C:/a%20b/x%231.db"),
-                          ("\\\\server\\share\\\u00e9.db", "file:////server/share/%C3%A9.db")):
-            self.assertEqual(fastmigrate._uri(PureWindowsPath(path)), uri)
 
     def test_on_windows_the_interpreter_of_a_first_line_is_found_by_its_last_word(self):
         self.script("0001-a.sh")
