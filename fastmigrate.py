@@ -1079,7 +1079,7 @@ class _Authorizer:
             changes.made.add(of)
             changes.changed.add(of)
         elif action == sqlite3.SQLITE_FUNCTION and second == "sqlite_rename_table":
-            changes.everything = True  # RENAME TO rewrites every object that names the table
+            changes.note_everything()  # RENAME TO rewrites every object that names the table
         return sqlite3.SQLITE_OK
 
     def _write(self, table: str, name: str, schema: str | None) -> int:
@@ -1122,7 +1122,7 @@ class _Authorizer:
             self._wants_enforced = value in ("on", "yes", "true") or (
                 value.isdecimal() and value.strip("0") != "")
         elif name == "writable_schema":
-            self.changes.everything = True
+            self.changes.note_everything()
         elif value and (name in ("synchronous", "query_only", "count_changes")
                         or name in PROCESS_PRAGMAS
                         or name == "journal_mode" and value in WEAK_JOURNALS):
@@ -1520,6 +1520,10 @@ class _Changes:
         self.made: set[str] = set()  # tables, views and triggers that it created or altered
         self.dropped: set[str] = set()  # tables, views, triggers and indexes
         self.everything = False  # it renamed a table, or wrote the schema by hand
+
+    def note_everything(self) -> None:
+        """Note that any table may have been changed."""
+        self.everything = True
 
     def can_break(self) -> bool:
         """Return whether a trigger, a view or a foreign key may not work any more."""
@@ -2267,8 +2271,11 @@ def _shell_path(path: str) -> str:
 
 def _program_for(db: str, folder: str) -> str:
     """Return the command line for a database and its scripts, ready to paste."""
+    # How this process was started: python -m fastmigrate, python -m myapp.fastmigrate, or not so.
+    module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
+    started = f"python -m {module}" if module.rpartition(".")[2] == "fastmigrate" else "fastmigrate"
     migrations = f" --migrations {_shell_path(folder)}" if folder != "migrations" else ""
-    return f"fastmigrate --db {_shell_path(db)}{migrations}"
+    return f"{started} --db {_shell_path(db)}{migrations}"
 
 
 def _move_commands(folder: str, names: list[str], new_names: dict[str, str]) -> str:
@@ -4976,11 +4983,13 @@ def _float_literal(connection: sqlite3.Connection, value: float) -> str:
 
 class _ScratchFile(_Database):
     """A database file that is removed after its use, or if a script fails. The error of that
-    script ends with the sentence `outcome`."""
+    script ends with the sentence `outcome`. Commands to paste are for the database `original`."""
 
-    def __init__(self, path: StrPath, name: str, outcome: str, **options: Any) -> None:
+    def __init__(self, path: StrPath, name: str, outcome: str, original: str = "",
+                 **options: Any) -> None:
         super().__init__(path, **options)
         self.name = name
+        self.path_as_given = original or self.path_as_given
         self._outcome = outcome
 
     def standing_after(self, script: _Script, version: int) -> str:
@@ -5128,9 +5137,8 @@ def _rehearse(database: _Database, folder: str, to: int | None, examples: int) -
         before = os.path.join(room, "before.db")
         copy = _ScratchFile(os.path.join(room, "copy.db"), f"the copy of {database.name}",
                             f"This was a rehearsal: {database.name} is untouched.",
-                            timeout=database.timeout, connect=database.connect,
-                            report=database.report, durable=False)
-        copy.path_as_given = database.path_as_given  # for commands to paste
+                            database.path_as_given, timeout=database.timeout,
+                            connect=database.connect, report=database.report, durable=False)
         _copy_database(database, copy.path)
         _copy_database(copy, before)
         version, (schema, tables) = copy.read(_read_contents)
@@ -5434,22 +5442,20 @@ class _Report:
     """Where the results, the warnings and the progress of a run go."""
 
     def __init__(self, results: bool = False, shows_output: bool = False, logged: bool = True,
-                 target: str = "", stop: Sequence[int] = (), silent: bool = False) -> None:
+                 target: str = "", stop: Sequence[int] = (),
+                 said: set[str] | None = None) -> None:
         self.results = results  # print on stdout what was done
         self.shows_output = shows_output  # show the output of scripts as it comes
         self.target = target  # " to NAME" where several databases are migrated
         self.stop = stop  # no longer empty when a signal has come
         self._logged = logged  # warnings are logged, else they go to stderr
-        self._silent = silent  # give no warnings
         self._terminal = results and not logged and sys.stderr and sys.stderr.isatty()
-        self._said = set[str]()  # the warnings that were shown
+        self._said = set[str]() if said is None else said  # the warnings that were shown
         self._due = 0.0  # when progress is shown next; 0 if nothing is in progress
 
     def of_scratch(self) -> _Report:
         """Return a report for the work on a scratch database: it shows the warnings alone."""
-        report = _Report(logged=self._logged, stop=self.stop)
-        report._said = self._said
-        return report
+        return _Report(logged=self._logged, stop=self.stop, said=self._said)
 
     def result(self, text: str) -> None:
         if self.results:
@@ -5457,7 +5463,7 @@ class _Report:
             _say(text, result=True)
 
     def warn(self, text: str) -> None:
-        if self._silent or text in self._said:  # a script that is run again says the same again
+        if text in self._said:  # a script that is run again says the same again
             return
         self._said.add(text)
         self.end_progress()

@@ -362,6 +362,18 @@ class Case(unittest.TestCase):
 
 
 class Usage(Case):
+    def test_commands_to_paste_name_the_program_as_it_was_started(self):
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        os.makedirs("app")
+        for path in ("fastmigrate.py", "app/fastmigrate.py"):
+            shutil.copy(MODULE, path)
+        for module in ("fastmigrate", "app.fastmigrate"):
+            found = subprocess.run([sys.executable, "-m", module, "--db", "x.db", "--migrations",
+                                    "m", "--check"], stderr=subprocess.PIPE, text=True)
+            self.assertIn(f"Run python -m {module} --db x.db --migrations m\n", found.stderr)
+        self.assertIn("Run fastmigrate --db x.db --migrations m\n", self.go("--check").err)
+
     def test_the_sample_of_the_readme_creates_and_migrates(self):
         from fastmigrate.core import ensure_versioned_db, run_migrations
         self.script("0001-create-users.sql", "CREATE TABLE users (id INTEGER PRIMARY KEY);")
