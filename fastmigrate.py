@@ -823,12 +823,12 @@ class _Run:
         """Warn about triggers, views and foreign keys that the run broke. That is known only at
         its end, because a later script may have fixed what an earlier one broke."""
         ran = [(applied.script.name, applied.changes) for applied in self.applied
-               if applied.changes is None or applied.changes.can_break()]
+               if applied.changes is None or applied.changes.can_break]
         if not ran:
             return
         try:
-            now = self.database.read(lambda connection, version: _read_objects(connection))[1]
-            found = _newly_broken(self._objects_before or [], now)
+            found = self.database.read(lambda connection, version: _newly_broken(
+                connection, self._objects_before or []))[1]
         except (sqlite3.Error, OSError) as error:  # the scripts are committed: only warn
             reason = _diagnose(error, self.database.name)[0]
             self.database.report.warn("what the run may have broken could not be checked: "
@@ -1068,8 +1068,11 @@ class _Authorizer:
             self.stateful = True
         elif action in CREATING:
             changes.made.add(name)
+            if action in (sqlite3.SQLITE_CREATE_VIEW, sqlite3.SQLITE_CREATE_TRIGGER):
+                changes.note_break()
         elif action in DROPPING:
             changes.dropped.add(name)
+            changes.note_break()
         elif action == sqlite3.SQLITE_CREATE_INDEX:
             changes.changed.add(of)
         elif action == sqlite3.SQLITE_DROP_INDEX:
@@ -1078,6 +1081,7 @@ class _Authorizer:
         elif action == sqlite3.SQLITE_ALTER_TABLE:
             changes.made.add(of)
             changes.changed.add(of)
+            changes.note_break()
         elif action == sqlite3.SQLITE_FUNCTION and second == "sqlite_rename_table":
             changes.note_everything()  # RENAME TO rewrites every object that names the table
         return sqlite3.SQLITE_OK
@@ -1520,14 +1524,16 @@ class _Changes:
         self.made: set[str] = set()  # tables, views and triggers that it created or altered
         self.dropped: set[str] = set()  # tables, views, triggers and indexes
         self.everything = False  # it renamed a table, or wrote the schema by hand
+        self.can_break = False  # a trigger, a view or a foreign key may not work any more
 
     def note_everything(self) -> None:
         """Note that any table may have been changed."""
-        self.everything = True
+        self.everything = self.can_break = True
 
-    def can_break(self) -> bool:
-        """Return whether a trigger, a view or a foreign key may not work any more."""
-        return bool(self.made or self.dropped or self.everything)
+    def note_break(self) -> None:
+        """Note that a trigger, a view or a foreign key was made, or that something was altered
+        or dropped which one of them may need. New tables and changed rows break none of them."""
+        self.can_break = True
 
 
 class _Unmeasured(Exception):
@@ -1580,6 +1586,7 @@ class _References:
             parents = {_fold(key[1]) for key, _ in _foreign_keys(self._connection, child)}
             self._children.discard(child)
             if parents:
+                changes.note_break()
                 self._children.add(child)
                 for table in (child, *parents):
                     self._affected_by.setdefault(table, set()).add(child)
@@ -1756,26 +1763,32 @@ OF_THE_APPLICATION = (
     "is prohibited", "vtable constructor failed")
 
 
-def _newly_broken(before: list[Any], now: list[Any]) -> dict[str, str]:
-    """Return what _broken_objects() finds in the schema `now` and not in that `before`, which
-    is tried only if something is broken now."""
-    broken = _broken_objects(now)
+def _newly_broken(connection: sqlite3.Connection, before: list[Any]) -> dict[str, str]:
+    """Return what _broken_objects() finds now, and not in the schema `before`, which is tried
+    only if something is broken now."""
+    broken = _broken_objects(_read_objects(connection), connection)
     old = _broken_objects(before) if broken else {}
     return {name: fault for name, fault in broken.items() if name not in old}
 
 
-def _broken_objects(objects: list[Any]) -> dict[str, str]:
+def _broken_objects(objects: list[Any], connection: sqlite3.Connection | None = None,
+                    ) -> dict[str, str]:
     """Return {name: fault} of what does not work in a schema: views and triggers that do not
-    compile, and tables with a foreign key that cannot work."""
-    if not any(kind in ("view", "trigger") or "references" in sql.lower()
-               for kind, *_, sql in objects):
-        return {}
-    # Not by the application's `connect`, which may make a file of this name. What needs a function
-    # that only the application has is no fault.
-    with _closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        copy = _EmptyCopy(connection, objects)
-        faults = {f"{kind} {name}": copy.try_out(kind, name, table, sql)
-                  for kind, name, table, sql in objects}
+    compile, and tables with a foreign key that cannot work. `connection` is to a database with
+    this schema, if there is one: to look up foreign keys, it needs no copy of the schema."""
+    has_code = any(kind in ("view", "trigger") for kind, *_ in objects)
+    if connection and not has_code:
+        faults = {f"table {name}": _find_fault_of_keys(connection, name, ())
+                  for kind, name, *_ in objects if kind == "table"}
+    elif has_code or any("references" in sql.lower() for *_, sql in objects):
+        # Not by the application's `connect`, which may make a file of this name. What needs a
+        # function that only the application has is no fault.
+        with _closing(sqlite3.connect(":memory:", isolation_level=None)) as scratch:
+            copy = _EmptyCopy(scratch, objects)
+            faults = {f"{kind} {name}": copy.try_out(kind, name, table, sql)
+                      for kind, name, table, sql in objects}
+    else:
+        faults = {}
     return {name: f"{name} {fault}" for name, fault in faults.items() if fault}
 
 
@@ -1805,7 +1818,7 @@ class _EmptyCopy:
     def try_out(self, kind: str, name: str, table: str, sql: str) -> str:
         """Return what is wrong with an object, or ""."""
         if kind == "table":
-            return self._try_foreign_keys(name)
+            return _find_fault_of_keys(self._connection, name, self._lacking)
         reason = ""
         if kind == "view":
             reason = self._compile(f"SELECT * FROM main.{_quoted(name)}")
@@ -1864,14 +1877,18 @@ class _EmptyCopy:
         is_elsewhere = is_function or table in self._lacking or table.startswith("sqlite_")
         return "" if is_elsewhere else reason
 
-    def _try_foreign_keys(self, child: str) -> str:
-        for (_, parent, columns), named in _foreign_keys(self._connection, child):
-            key = _key_of_parent(self._connection, parent, named)
-            if not key and _fold(parent) not in self._lacking:
-                why = "does not exist" if key is None else "has no such primary or unique key"
-                return (f"has a foreign key that cannot work: {', '.join(columns)} refers to "
-                        f"the table {parent}, which {why}")
-        return ""
+
+def _find_fault_of_keys(connection: sqlite3.Connection, child: str, lacking: Container[str],
+                        ) -> str:
+    """Return why a foreign key of a table cannot work, "" if all can. A parent that is `lacking`
+    here is no fault."""
+    for (_, parent, columns), named in _foreign_keys(connection, child):
+        key = _key_of_parent(connection, parent, named)
+        if not key and _fold(parent) not in lacking:
+            why = "does not exist" if key is None else "has no such primary or unique key"
+            return (f"has a foreign key that cannot work: {', '.join(columns)} refers to "
+                    f"the table {parent}, which {why}")
+    return ""
 
 
 def _blame(fault: str, ran: list[tuple[str, _Changes | None]]) -> str:
@@ -1890,7 +1907,7 @@ def _broken_and_known(connection: sqlite3.Connection,
                       ) -> tuple[dict[str, str], set[str]]:
     """Return what is broken now, and the names of what was broken already when the history
     began. Without a history, everything that is broken counts as known."""
-    broken = _broken_objects(_read_objects(connection))
+    broken = _broken_objects(_read_objects(connection), connection)
     if not broken or not connection.execute(HAS_HISTORY).fetchall():
         return broken, set(broken)
     return broken, {name for names, in connection.execute(
@@ -2071,6 +2088,8 @@ def _read_header(script: _Script, text: str) -> _Header:
                                     remedy=f"Write one of {', '.join(DIRECTIVES)}")
             directives.add(word)
     pragmas: list[tuple[int, str]] = []
+    if text[start:start + 6].lower() != "pragma":  # as in nearly every script; the rest is slow
+        return _Header(directives, pragmas, text)
     for line, statement in _statements(text, 1):
         pragma = _parse_pragma(statement)[0]
         if not pragma:
@@ -2161,7 +2180,7 @@ class _Listing:
 
 def _scan(migrations_dir: StrPath) -> _Listing:
     """List the migrations directory. Raises OSError or ValueError if it cannot be used."""
-    folder, name = os.fsdecode(migrations_dir), ""
+    folder = os.fsdecode(migrations_dir)
     names: dict[int, str] = {}
     twins: dict[int, list[str]] = {}
     others: list[str] = []
@@ -2175,12 +2194,12 @@ def _scan(migrations_dir: StrPath) -> _Listing:
                         # A broken link counts as a script, so that it fails and is not skipped.
                         and (entry.is_file(follow_symlinks=False)
                              or entry.is_symlink() and not os.path.isdir(entry.path))):
-                    name.encode()
                     number = int(digits)
                     if names.setdefault(number, name) is not name:
                         twins.setdefault(number, [names[number]]).append(name)
                 else:
                     others.append(name)
+        "".join(names.values()).encode()
     except FileNotFoundError:
         raise _MissingError(f"there is no migrations directory {folder}. Create it, or name "
                             "another one (--migrations).") from None
@@ -2188,7 +2207,8 @@ def _scan(migrations_dir: StrPath) -> _Listing:
         raise type(error)(f"the migrations directory {folder} cannot be read: {error.strerror}. "
                           "Make it readable for this user, or name another one (--migrations)."
                           ) from None
-    except UnicodeEncodeError:
+    except UnicodeEncodeError as error:
+        name = next(name for name in names.values() if error.object[error.start] in name)
         shown = os.fsencode(name).decode(errors="backslashreplace")
         raise ValueError(f"the name of the script {shown} in {folder} is not UTF-8, and cannot be "
                          "recorded. Nothing was run. Rename it.") from None
@@ -2602,7 +2622,7 @@ def _accept_edits(database: _Database, folder: str) -> list[str]:
         version = _read_version(connection, database.name)
         if not connection.execute(HAS_HISTORY).fetchall():
             _record(connection, version, [], listing,
-                    _broken_objects(_select_objects(connection)))
+                    _broken_objects(_select_objects(connection), connection))
         states = _read_states(connection, version, listing, database.name, thorough=True)
         # Without the checksums of these rows, the next run would apply the scripts twice.
         renumbered = _find_renumbered(states, folder).values()
@@ -2771,14 +2791,13 @@ class _Database:
             raise
 
     def read(self, also: Reader = lambda *details: None) -> tuple[int, Any]:
-        """Return (version, also(connection, version)), both read in one read transaction, by a
-        connection with foreign keys off. Takes no lock that blocks a writer.
+        """Return (version, also(connection, version)), both read in one read transaction. Takes
+        no lock that blocks a writer.
 
         Raises: as get_db_version().
         """
         def read_by(connection: sqlite3.Connection) -> tuple[int, Any]:
             with _closing(connection):
-                connection.execute("PRAGMA foreign_keys = OFF").fetchall()
                 connection.execute("BEGIN")  # all of it is one state, and locked once
                 version = _read_version(connection, self.name)
                 return version, also(connection, version)
@@ -2991,16 +3010,6 @@ def _journal_mode(connection: sqlite3.Connection, wanted: str = "") -> str:
     """Set the journal mode if `wanted` is given. Return the mode that the database has now."""
     setting = f" = {wanted}" if wanted else ""
     return str(connection.execute(f"PRAGMA main.journal_mode{setting}").fetchall()[0][0])
-
-
-def _is_in_wal(database: _Database) -> bool:
-    """Return whether a database is known to be in WAL mode. A database that cannot be read now
-    is not."""
-    try:
-        with _closing(database.open()) as connection:
-            return _journal_mode(connection) == "wal"
-    except database.errors:
-        return False
 
 
 # This query reads sqlite_master, because a script can delete _meta there with PRAGMA
@@ -4615,7 +4624,7 @@ def _compare_with_scripts(migrations_dir: StrPath, schema: StrPath, connect: Con
         if remains:
             raise MigrationError(f"no script was found that leads exactly to {path}. Nothing was "
                                  f"written. Write it by hand. What remains:\n{remains}")
-        broken = _newly_broken(_read_objects(scripts.connection), _read_objects(scratch))
+        broken = _newly_broken(scratch, _read_objects(scripts.connection))
         for fault in broken.values():
             raise MigrationError(f"{path}: {fault}. Nothing was written. Change or remove it "
                                  f"in {path}, then run this again.", path=path)
@@ -5075,7 +5084,7 @@ def _enroll(database: _Database, folder: str) -> int:
             connection.execute(CREATE_META)
             connection.execute(INSERT_META, (version,)).fetchall()
             _record(connection, version, [], listing,
-                    _broken_objects(_select_objects(connection)))
+                    _broken_objects(_select_objects(connection), connection))
             database.commit(connection)
         except BaseException:
             if written and connection.in_transaction:  # it was not committed
@@ -6003,7 +6012,7 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
                 signals.hold_back()
                 if isinstance(error, OSError) and error.filename:
                     error = _explain(error)
-                _say(f"error: {error or 'out of memory'}")
+                _say(f"error: {str(error) or 'out of memory'}")
                 code = 1
             signals.hold_back()
         except KeyboardInterrupt:
