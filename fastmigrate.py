@@ -456,7 +456,8 @@ def _write_next_script(migrations_dir: StrPath, description: str, schema: StrPat
             report.warn(f"{same}: the new script is empty")
     path = _create_script(os.fsdecode(migrations_dir), description, text, notes)
     for note in notes:
-        report.warn(f"{os.path.basename(path)} {' '.join(note.split())}")
+        if not note.startswith("adds "):  # nothing can be lost by that
+            report.warn(f"{os.path.basename(path)} {' '.join(note.split())}")
     return path
 
 
@@ -2466,10 +2467,9 @@ def _checksum_or_none(folder: str, name: str) -> str:
 PROBLEMS = {  # what a state of scripts means to a person, and what to do
     "late": "{names}: never run on {db}, which was already at a higher version. Unless production "
             "has it, renumber it above the latest script{move}",
-    "conflict": "{names}: never run on {db}, where {others} ran under the same number. If an "
-                "applied script was both renamed and edited, restore its name, run {program} "
-                "--accept, then rename it again. Else, unless production has it, give the new "
-                "script the next free number{move}",
+    "conflict": "{names}: never run on {db}, where {others} ran under the same number. (If it is "
+                "that script, renamed and edited: restore its name, run {program} --accept, then "
+                "rename it again.) Unless production has it, give it the next free number{move}",
     "edited": "{names}: edited since applied to {db}, which does not have the change. Undo the "
               "edit, and put the change into a new migration. If {db} needs no change (after an "
               "edit of a comment, say), run {program} --accept instead.",
@@ -2541,13 +2541,29 @@ def _describe_renumbered(states: list[_State], listing: _Listing, database: _Dat
     found = [each for each in states if each.name in renumbered and each.is_there]
     if not any(each.state == "pending" and each.number <= to for each in found):
         return []
-    last = found[-1].number
-    what = "; ".join(f"{name} is already applied to {database.name}, as {old}"
+    db, last = database.name, found[-1].number
+    lacking = [each for each in states if each.is_there and not each.has_run
+               and each.name not in renumbered and each.number < last]
+    first = min(each.number for each in states if each in lacking
+                or each.row[0] in renumbered.values())
+    end = lacking[-1].number if lacking else 0
+    # Setting a lower version makes the history forget what is above that.
+    steps = [f"--set-version {first - 1}", f"--to {end}" * bool(lacking), f"--set-version {last}"]
+    commands = " &&".join(f"\n    {_program_for(database.path_as_given, listing.folder)} {step}"
+                          for step in filter(None, steps))
+    between = [each for each in states if each.is_there and first <= each.number <= end]
+    if first <= listing.squashed_version or between != lacking or end > found[0].number:
+        # Scripts that ran, or are gone, lie between those that have to run.
+        way = f"Restore a backup of {db} from before version {first}, or create {db} anew."
+    elif lacking:
+        way = f"Run {_cut([each.name for each in lacking])} alone, which {db} lacks:{commands}"
+    else:
+        way = (f"Count it as applied under its new number:{commands}\nOr restore the old name"
+               + _move_commands(listing.folder, [*renumbered], renumbered))
+    what = "; ".join(f"{name} is already applied to {db}, as {old}"
                      for name, old in renumbered.items())
-    return [f"{what}. Nothing is run, or it would be applied twice. If it has to run again, add a "
-            f"comment to it. If all scripts up to {last} have run, count them as applied: "
-            f"{_program_for(database.path_as_given, listing.folder)} --set-version {last}. Else "
-            f"restore the old name{_move_commands(listing.folder, [*renumbered], renumbered)}"]
+    return [f"{what}. Nothing is run, or it would be applied twice. (If it has to run again, add a "
+            f"comment to it.) {way}"]
 
 
 def _describe_states(states: list[_State], listing: _Listing, version: int, database: _Database,
@@ -2681,7 +2697,8 @@ def _describe_copies(database: _Database) -> list[str]:
     """Report the working copies beside the database."""
     folder = os.path.dirname(database.path_as_given)
     return [f"{os.path.join(folder, os.path.basename(path))} is the working copy of a run that is "
-            "at work, or was killed: the next run that has a script to run on a copy removes it"
+            "at work, or was killed. If none is at work, it can be deleted; the next run that has "
+            "a script to run on a copy does that too."
             for path in database.find_copies() if not path.endswith(("-journal", "-wal", "-shm"))]
 
 
@@ -2831,7 +2848,8 @@ class _Database:
         except (FileNotFoundError, NotADirectoryError):
             raise _MissingError(
                 f"there is no database {self.name}. To create it, call ensure_versioned_db(), or "
-                "run fastmigrate with --createdb. Name another database with --db.") from None
+                "run fastmigrate with --createdb; to bring it back, restore a backup with "
+                "--restore. Name another database with --db.") from None
         except OSError as error:
             raise self.explain(error) from error
         if os.path.isdir(self.path):
@@ -4409,7 +4427,8 @@ class _Answers:
         """Return the name that an option has. A column to be filled may be new."""
         table, _, column = _fold(text).partition(".")
         if (table, "" if option == "fill" else column) not in self.titles:
-            self.refuse(f"{option} {text}", f"the schema of the scripts has no {text}")
+            has_not = table if option == "fill" else text
+            self.refuse(f"{option} {text}", f"the schema of the scripts has no {has_not}")
         return table, column
 
     def now(self, name: tuple[str, str]) -> tuple[str, str]:
@@ -4452,6 +4471,8 @@ class _Answers:
             yield f"  {titles[name]} {why}"
             yield from (_option("rename", titles[name], new) for new in new_names)
             yield _option("drop", titles[name])
+            yield (f"  Or has a script added it since {self.path} was written? Then bring that "
+                   "up to date first,\n  with --print-schema")
         unclear = {table for table, _ in gone.keys() - dropped}  # a new column may be a renamed one
         filled = {self.now(name) for name in self.fills}
         for table in sorted(self.change.plain_tables() - unclear):
@@ -5282,7 +5303,8 @@ ERRORS: dict[str | tuple[str, ...], tuple[str, str]] = {
     "database is locked": ("database is locked: another connection holds {db}",
                            "Wait for it to finish, or raise --timeout"),
     "file is not a database": ("{db} is not a database, or is encrypted",
-                               "Name the database file with --db, or give its key in connect"),
+                               "Name the database file with --db, give its key in connect, or "
+                               "restore a backup with --restore"),
     ("no such module", "no such function", "no such collation sequence", "unknown function"): (
         "{text}", "Give a connect that provides it"),
     # ALTER TABLE compiles all views and triggers, not only those of the altered table.
@@ -5756,8 +5778,8 @@ class _Command:
     def verify(self) -> None:
         _show_difference(_verify(self.database, self.folder), self.report, self.path, (
             "was changed by other means than its scripts, or a script was edited or never ran on "
-            "it (--check tells). To keep a change by other means, write a script that makes it, "
-            "and mark that as applied with --set-version."))
+            "it (--check tells, unless that was accepted). To keep a change by other means, write "
+            "a script that makes it, and mark that as applied with --set-version."))
 
     def check(self) -> None:
         found = _status(self.database, self.folder, self.listing, self.several)
