@@ -5957,7 +5957,7 @@ error: x.db is unversioned: it has no table _meta. Put it under management with 
 """)
         Path("x.db").write_text("no database, but long enough for the header of one" * 9)
         self.says("""
-error: x.db is not a database, or is encrypted. Nothing was changed. Name the database file with --db, or give its key in connect, then run this again.
+error: x.db is not a database, or is encrypted. Nothing was changed. Name the database file with --db, give its key in connect, or restore a backup with --restore, then run this again.
 """)
         os.unlink("x.db")
         self.create()
