@@ -5316,6 +5316,8 @@ ERRORS: dict[str | tuple[str, ...], tuple[str, str]] = {
     ("attempt to write a readonly database", "unable to open database file"): (
         "{db} is read-only, or cannot be opened ({text})", WRITABLE),
     "database or disk is full": ("no space is left for {db} ({text})", "Free some disk space"),
+    "disk I/O error": ("the file system failed for {db} ({text})",
+                       "Check that there is space, and that the disk is sound"),
     "out of memory": ("SQLite has no memory left ({text})", "Remove its limit on memory"),
     "[Errno 2] No usable temporary directory": (
         "no temporary directory can be written",
