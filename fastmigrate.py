@@ -752,13 +752,13 @@ class _Run:
         a lock until it is closed, so two processes that start at once would block each other.
         """
         with _closing(self.database.open()) as connection:
-            self.check_version(connection)
+            self.check_not_moved(connection)
             before = _journal_mode(connection)
             if before != mode:
                 _journal_mode(connection, mode)
             return before
 
-    def check_version(self, connection: sqlite3.Connection) -> None:
+    def check_not_moved(self, connection: sqlite3.Connection) -> None:
         """Raise _Moved if the database is not where this run left it. Unless the write lock is
         held, that may change at any time."""
         version = _read_version(connection, self.database.name)
@@ -872,21 +872,21 @@ def _run_batch(run: _Run, pending: list[_Script]) -> list[_Applied]:
     If a script fails, all is rolled back, and the caller runs those before it again, without it.
     """
     with run.database.writing() as connection:
-        run.check_version(connection)
+        run.check_not_moved(connection)
         run.prepare_once(connection)
-        batch, script = _Batch(run, connection), pending[0]
+        batch, script, committing = _Batch(run, connection), pending[0], False
         try:
             for script in pending:
                 if not batch.run(script):
                     break
-            script = batch.done[-1].script
+            script, committing = batch.done[-1].script, True  # the first one is never put off
             run.commit(connection, batch.done)
         except BaseException as error:
             batch.roll_back()
             failure = _to_failure(run.database, script, error)
             done = [applied.script for applied in batch.done]
-            if isinstance(failure, _ScriptFailed) and done[1:] and script is done[-1]:
-                # It was the commit that failed. Commit each of them, to find the one at fault.
+            if committing and done[1:] and isinstance(failure, _ScriptFailed):
+                # Commit each of them by itself, to find the one at fault.
                 raise _Retry(*done, own_transaction=True) from None
             raise failure from None
         return batch.done
@@ -947,7 +947,7 @@ class _Batch:
             if _parse_pragma(statement)[0] not in ("journal_mode", "synchronous"):
                 _execute(self._database, connection, script, line, statement)
         self._database.begin(connection)
-        self._run.check_version(connection)
+        self._run.check_not_moved(connection)
         return connection.execute("PRAGMA foreign_keys").fetchall() == [(1,)]
 
     def _run_blocks(self, script: _Script, blocks: Iterable[tuple[int, str]],
@@ -1166,7 +1166,7 @@ def _run_on_copy(run: _Run, pending: list[_Script]) -> list[_Applied]:
     done: list[_Applied] = []
 
     def work(reader: sqlite3.Connection) -> int:
-        run.check_version(reader)
+        run.check_not_moved(reader)
         copy.remove_leftovers()
         run.prepare_once(reader)
         done.append(_work_on_copy(run, script, copy, reader))
@@ -1195,7 +1195,10 @@ def _work_on_copy(run: _Run, script: _Script, copy: _WorkingCopy, reader: sqlite
     copy.fill_from(reader)
     before = _fingerprint(copy.path)
     if script.is_sql:
-        _run_statements(run, script, header, blocks, copy.path)
+        mode = _run_statements(run, script, header, blocks, copy.path)
+        if mode not in ("", "wal") and _journal_mode(reader) == "wal":
+            run.database.report.warn(f"{run.database.name} stays in WAL mode after {script.name}, "
+                                     "because that leaves the mode elsewhere than at its head")
     else:
         output = _run_process(run, script, copy.path)
     if not os.path.isfile(copy.path):  # SQLite would create an empty one
@@ -1240,11 +1243,12 @@ def _check_copy(run: _Run, script: _Script, header: _Header, connection: sqlite3
 
 
 def _run_statements(run: _Run, script: _Script, header: _Header,
-                    blocks: Iterable[tuple[int, str]], path: str) -> None:
+                    blocks: Iterable[tuple[int, str]], path: str) -> str:
     """Run an SQL script on the database at a path, each statement by itself and outside of any
-    transaction of ours, up to the first error. A transaction that it leaves open is committed."""
+    transaction of ours, up to the first error. A transaction that it leaves open is committed.
+    Return the journal mode that it sets, "" if it sets none."""
     from itertools import chain
-    database, line = run.database, 1
+    database, line, mode = run.database, 1, ""
     with _closing(database.open(path)) as connection:
         _prepare_for_writing(connection, durable=False)
         connection.set_progress_handler(_as_progress_handler(run.tick), TICK_INSTRUCTIONS)
@@ -1254,11 +1258,15 @@ def _run_statements(run: _Run, script: _Script, header: _Header,
         connection.text_factory = bytes  # text that is not UTF-8 is nobody's business here
         for line, text in chain(header.pragmas, blocks):
             for number, statement in _statements(text, line):
-                if _parse_pragma(statement)[0] not in PROCESS_PRAGMAS:
+                pragma, value = _parse_pragma(statement)
+                if pragma == "journal_mode":
+                    mode = value or mode
+                if pragma not in PROCESS_PRAGMAS:
                     _execute(database, connection, script, number, statement)
             run.tick()
         if connection.in_transaction:
             _execute(database, connection, script, line, "COMMIT")
+    return mode
 
 
 def _execute(database: _Database, connection: sqlite3.Connection, script: _Script, line: int,
@@ -1330,7 +1338,7 @@ class _WorkingCopy:
         self._create()
         version = work(reader)
         reader.close()
-        # The empty transaction ends, and its lock stays: it is exclusive from here on.
+        # The empty transaction ends. In exclusive mode its lock stays, so that nobody can write.
         database.commit(target)
         with _closing(self._database.open(self.path)) as source:
             self._pin(source, version)
@@ -1347,11 +1355,12 @@ class _WorkingCopy:
         4. Go on. SQLite sees that the source of the backup has changed, and copies all of it
            anew, in the one transaction that has been open since step 2.
         """
-        database, watch, worked = self._database, self._watch_time(), False
+        database, worked = self._database, False
         # Wait for the lock before the gate exists: its holder may remove a gate as a leftover.
         database.begin(target)
         target.execute("ROLLBACK")
         with _closing(self._make_gate(target)) as gate:
+            watch = self._watch_time()
 
             def step(status: int, remaining: int, total: int) -> None:
                 nonlocal watch, worked
@@ -1587,7 +1596,8 @@ class _References:
             parents = {_fold(key[1]) for key, _ in _foreign_keys(self._connection, child)}
             self._children.discard(child)
             if parents:
-                changes.note_break()
+                if child in changes.made:
+                    changes.note_break()
                 self._children.add(child)
                 for table in (child, *parents):
                     self._affected_by.setdefault(table, set()).add(child)
@@ -1694,6 +1704,7 @@ def _read_dangling(connection: sqlite3.Connection) -> KeysThatDangle:
 
 def _compare_dangling(before: KeysThatDangle, now: KeysThatDangle) -> tuple[int, KeysThatDangle]:
     """Return the number of references that dangle now and did before; and those that did not.
+    What is found in `before` is taken out of it.
 
     Rows are matched by the value that dangles, because a rebuild can renumber them, and tables
     WITHOUT ROWID have no row numbers. A foreign key that was not there before can be an old one

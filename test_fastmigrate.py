@@ -1378,6 +1378,13 @@ class WorkingCopies(Case):
 class WorkingCopiesInWal(WorkingCopies):
     mode = "wal"
 
+    def test_a_script_that_leaves_wal_mode_elsewhere_than_at_its_head_is_warned_of(self):
+        self.script("0002-b.sql", "CREATE TABLE b (x);\nPRAGMA journal_mode = DELETE;\n")
+        self.assertIn("x.db stays in WAL mode after 0002-b.sql", self.works(self.go()).err)
+        self.script("0003-c.sql", "PRAGMA journal_mode = DELETE;\nVACUUM;\n")
+        self.assertEqual(self.works(self.go()).err, "")
+        self.assertEqual(self.sql("PRAGMA journal_mode"), [("delete",)])
+
 
 class AttackCase(Case):
     """Whenever a run is killed, interrupted, fails or has no space left: the database is at one
