@@ -931,8 +931,9 @@ class _Batch:
         _check_references(connection, self._database.report, script, header,
                           *self._references.dangling(authorizer.changes))
         connection.execute(UPDATE_META, (script.version,)).fetchall()  # count_changes makes a row
+        is_blank = not header.pragmas and _skip_blank(header.rest, 0) == len(header.rest)
         self.done.append(_Applied(script, reading.checksum, time.perf_counter() - since,
-                                  changes=authorizer.changes))
+                                  ", no statement in it" * is_blank, authorizer.changes))
         return not (authorizer.stateful or header.pragmas or plan.own_transaction)
 
     def _run_head(self, script: _Script, header: _Header) -> bool:
@@ -5135,11 +5136,13 @@ def _find_version(database: _Database, schema: Schema, listing: _Listing) -> int
                  for version in sorted(listing.names)}
     fitting = [version for version, diff in diffs.items() if not diff]
     if not fitting:
-        nearest = min(reversed(diffs.values()), key=lambda diff: diff.count("\n"))
+        nearest = min(reversed(diffs), key=lambda version: diffs[version].count("\n"))
+        way = ("write the next script so that it leads to this schema, and run this again"
+               if nearest == max(diffs) else f"set the version to {nearest} with --set-version, "
+               "and let the next script bring all databases to one schema")
         raise MigrationError(f"no version has the schema of {database.name}. The nearest:\n"
-                             f"{nearest}\nNothing was changed. Write the next script so that it "
-                             "leads to this schema, or change the database to fit, then run this "
-                             "again.")
+                             f"{diffs[nearest]}\nNothing was changed. Change the database to fit, "
+                             f"then run this again. Or {way}.")
     if len(fitting) > 1:
         database.report.warn(
             f"the versions {', '.join(map(str, fitting))} all have the schema of "

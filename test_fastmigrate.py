@@ -645,6 +645,15 @@ class SqlScripts(Case):
         self.assertEqual(self.beside(), set())
         return caught.exception
 
+    def test_a_script_that_was_not_written_yet_is_said_to_hold_no_statement(self):
+        self.create()
+        self.script("0001-a.sql", "-- add users\n")
+        self.script("0002-b.sql", "PRAGMA synchronous = NORMAL;\n")
+        self.script("0003-c.sql", "/* c */ SELECT 1;")
+        out = self.works(self.go()).out
+        self.assertRegex(out, r"Applied 0001-a.sql \(\d+ ms, no statement in it\)\n"
+                              r"Applied 0002-b.sql \(\d+ ms\)\nApplied 0003-c.sql \(\d+ ms\)\n")
+
     def test_a_failing_script_leaves_nothing_and_its_line_is_exact(self):
         self.create()
         self.fails_at(4, "CREATE TABLE a (x);\n/* two\nlines */ -- more\nINSERT INTO\n b "
@@ -4163,6 +4172,16 @@ fastmigrate.squash("m", 3)
 
 
 class EnrollingSafely(Case):
+    def test_what_fits_an_old_version_best_is_led_on_by_a_script(self):
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        self.script("0002-b.sql", "CREATE TABLE b (x); CREATE TABLE c (x);")
+        self.sql("CREATE TABLE a (x)")
+        self.sql("CREATE INDEX hotfix ON a (x)")
+        self.refuses(self.go("--enroll"), "Or set the version to 1 with --set-version, and let")
+        self.script("0003-c.sql", "CREATE INDEX IF NOT EXISTS hotfix ON a (x);")
+        for arguments in (("--set-version", 1), (), ("--verify",), ("--check",)):
+            self.works(self.go(*arguments))
+
     def test_a_history_of_somebody_else_is_left_alone(self):
         self.old("CREATE TABLE t (x); CREATE TABLE _migration_history (id, done)")
         before = Path("x.db").read_bytes()
