@@ -731,9 +731,7 @@ class _Run:
         modes = [value for name, value in pragmas if name == "journal_mode"
                  and value in ("delete", "persist", "truncate", "wal")]
         if modes:
-            before = self.database.retry_while_locked(lambda: self._set_mode(modes[-1]))
-            if (before == "wal") != (modes[-1] == "wal"):  # only WAL is kept in the file
-                self._mode_before = script.version, before
+            self.database.retry_while_locked(lambda: self._set_mode(modes[-1], script.version))
 
     def _restore_mode(self) -> None:
         """Undo what _set_head_mode() did for a script that was not applied, as ROLLBACK cannot,
@@ -741,12 +739,13 @@ class _Run:
         version, mode = self._mode_before
         if version > self.version:
             try:
-                self._set_mode(mode)
+                self._set_mode(mode, 0)
             except self.database.errors + (_Moved,):
                 pass  # the error of the script is the one to tell
 
-    def _set_mode(self, mode: str) -> str:
-        """Set a journal mode, if the database is where this run left it; return the old mode.
+    def _set_mode(self, mode: str, version: int) -> None:
+        """Set the journal mode for the script of a version, 0 for none, if the database is where
+        this run left it. Note the old mode first, because an interrupt may come meanwhile.
 
         Each call uses a new connection. A connection that has read a database in WAL mode keeps
         a lock until it is closed, so two processes that start at once would block each other.
@@ -754,9 +753,11 @@ class _Run:
         with _closing(self.database.open()) as connection:
             self.check_not_moved(connection)
             before = _journal_mode(connection)
-            if before != mode:
-                _journal_mode(connection, mode)
-            return before
+            if before == mode:
+                return
+            if version and "wal" in (before, mode):  # only WAL is kept in the file
+                self._mode_before = version, before
+            _journal_mode(connection, mode)
 
     def check_not_moved(self, connection: sqlite3.Connection) -> None:
         """Raise _Moved if the database is not where this run left it. Unless the write lock is
@@ -835,9 +836,9 @@ class _Run:
             self.database.report.warn("what the run may have broken could not be checked: "
                                       + reason)
             return
-        for fault in found.values():
+        for name, fault in found.items():
             self.broken.append(
-                f"after {_blame(fault, ran)}, {fault}. Fix that in a further script.")
+                f"after {_blame(name, fault, ran)}, {fault}. Fix that in a further script.")
             self.database.report.warn(self.broken[-1])
 
 
@@ -920,6 +921,10 @@ class _Batch:
             return False
         if header.no_transaction:
             raise _Retry(script, on_copy=True)
+        if "squashed" in header.directives and any(
+                kind == "table" for kind, *_ in _read_application(connection)):
+            raise _ScriptFailed(script, "it was squashed from scripts, and builds new databases "
+                                "only, but this one has tables", remedy="Delete it")
         enforced = bool(header.pragmas) and self._run_head(script, header)
         self._references.start()
         authorizer.start(enforced)
@@ -1904,14 +1909,16 @@ def _find_fault_of_keys(connection: sqlite3.Connection, child: str, lacking: Con
     return ""
 
 
-def _blame(fault: str, ran: list[tuple[str, _Changes | None]]) -> str:
-    """Return the last script of the run that dropped, altered or created what SQLite's reason
-    names, or else the broken object; else the only script; else "this run"."""
+def _blame(name: str, fault: str, ran: list[tuple[str, _Changes | None]]) -> str:
+    """Return the last script of the run that dropped what SQLite's reason names; else the last one
+    that created or altered the broken object, or what the reason names; else the only script;
+    else "this run"."""
     import re
-    for text in reversed(_fold(fault).split(": ", 1)):
-        words = set(re.findall(r"[\w$]+", text))
+    reason = set(re.findall(r"[\w$]+", _fold(fault.partition(": ")[2])))
+    for kind, words in (
+            ("dropped", reason), ("made", {_fold(name.partition(" ")[2])}), ("made", reason)):
         for script, changes in reversed(ran):
-            if changes and words & (changes.made | changes.dropped):
+            if changes and words & getattr(changes, kind):
                 return script
     return ran[0][0] if len(ran) == 1 else "this run"
 
@@ -2098,7 +2105,7 @@ def _read_header(script: _Script, text: str) -> _Header:
         for word in re.findall(r"[^\s,*/]+", "" if before.strip("-#/* \t") else words):
             if word not in DIRECTIVES:
                 raise _ScriptFailed(script, f"it has the unknown directive {word!r}", line,
-                                    remedy=f"Write one of {', '.join(DIRECTIVES)}")
+                                    remedy=f"Write one of {', '.join(DIRECTIVES[:2])}")
             directives.add(word)
     pragmas: list[tuple[int, str]] = []
     if text[start:start + 6].lower() != "pragma":  # as in nearly every script; the rest is slow
@@ -2205,8 +2212,8 @@ def _scan(migrations_dir: StrPath) -> _Listing:
                 if (name[4:5] == "-" and digits.isdecimal() and digits.isascii()
                         and name.endswith(EXTENSIONS)
                         # A broken link counts as a script, so that it fails and is not skipped.
-                        and (entry.is_file(follow_symlinks=False)
-                             or entry.is_symlink() and not os.path.isdir(entry.path))):
+                        and (entry.is_file(follow_symlinks=False) or entry.is_symlink() and (
+                            os.path.isfile(entry.path) or not os.path.exists(entry.path)))):
                     number = int(digits)
                     if names.setdefault(number, name) is not name:
                         twins.setdefault(number, [names[number]]).append(name)
@@ -2230,19 +2237,21 @@ def _scan(migrations_dir: StrPath) -> _Listing:
         del names[0]
     twins = {number: sorted(twins[number]) for number in sorted(twins)}
     names.update((number, twins[number][0]) for number in twins)  # not what the system lists first
-    return _Listing(folder, names, twins, _look_like_scripts(others, no_scripts=not names))
+    return _Listing(folder, names, twins, _look_like_scripts(folder, others, no_scripts=not names))
 
 
-def _look_like_scripts(others: list[str], no_scripts: bool) -> list[str]:
+def _look_like_scripts(folder: str, others: list[str], no_scripts: bool) -> list[str]:
     """Return the names that were probably meant as scripts. In a directory without any script
-    (`no_scripts`), these include names by the rules of other tools: V1__x.sql, x.up.sql, and
-    2024_x, a folder."""
+    (`no_scripts`), these are all .sql files but schema.sql, and folders of such files."""
     found = {name for name in others
              if name[:1].isdecimal() and name.lower().endswith(EXTENSIONS)}
-    if no_scripts and others:
-        import re
-        other_tools = re.compile(r"\d[^.]*|[VUR][\d._]*__.*\.sql|.*\.(up|down|do|undo)\.sql", re.I)
-        found.update(filter(other_tools.fullmatch, others))
+    for name in others if no_scripts else ():
+        try:
+            names = os.listdir(os.path.join(folder, name))
+        except OSError:
+            names = [name]
+        if any(each.lower().endswith(".sql") and each != "schema.sql" for each in names):
+            found.add(name)
     return sorted(found)
 
 
@@ -2281,8 +2290,16 @@ def _describe_twins(listing: _Listing, db: str = "", applied: Iterable[str] = ()
         if db:
             ran = [name for name in names if name in applied]
             text += f"{_cut(ran) or 'None of them'} is applied to {db}. "
-        texts.append(text + "Renumber one that production does not have"
-                     + _move_commands(listing.folder, names, new_names or {}))
+        checksums = {_checksum_or_none(listing.folder, name) for name in names}
+        if f"{number:04d}{SQUASHED_ENDING}" in names:
+            text += (f"If a squash was cut off, move the scripts in before-{number:04d} back, and "
+                     "delete the squashed one. Else renumber one of them.")
+        elif len(checksums) == 1 and checksums.pop().strip("0-"):
+            text += "They are the same: delete all but one."
+        else:
+            text += "Renumber one that production does not have" + _move_commands(
+                listing.folder, names, new_names or {})
+        texts.append(text)
     return texts
 
 
@@ -2534,7 +2551,7 @@ def _find_renumbered(states: list[_State], folder: str) -> dict[str, str]:
     has their description and checksum under a name that is no longer in the directory."""
     there = {each.name for each in states if each.is_there}
     gone = {(each.row[0][4:], each.row[1]): each.row[0] for each in states
-            if each.row[1] and each.row[0] not in there}
+            if each.row[1].strip("0-") and each.row[0] not in there}  # not of an empty script
     descriptions = {description for description, _ in gone}
     renumbered = {}
     for each in states:
@@ -2856,7 +2873,7 @@ class _Database:
     def must_exist(self) -> None:
         """Raise FileNotFoundError if there is no file, so that SQLite creates none."""
         try:
-            os.stat(self.path)
+            size = os.stat(self.path).st_size
         except (FileNotFoundError, NotADirectoryError):
             raise _MissingError(
                 f"there is no database {self.name}. To create it, call ensure_versioned_db(), or "
@@ -2867,6 +2884,9 @@ class _Database:
         if os.path.isdir(self.path):
             raise MigrationError(f"{self.name} is a directory, not a database. Name the "
                                  "database file.")
+        if 0 < size < 100:  # SQLite would take a file of one byte for an empty database
+            raise MigrationError(f"{self.name} is not a database. Nothing was changed. Name the "
+                                 "database file with --db.")
 
     def working_copy(self, label: str, tick: Callable[[], None]) -> _WorkingCopy:
         """Return a working copy of the database; `label` is a part of its name."""
@@ -3014,8 +3034,8 @@ class _Database:
 def _check_path(path: str) -> None:
     """Refuse URLs and ":memory:". Other tools accept them, but here they would become the names
     of new files."""
-    schemes = ("file:", "sqlite:", "sqlite3:")
-    if not path or "\0" in path or path == ":memory:" or path.lower().startswith(schemes):
+    if not path or "\0" in path or path == ":memory:" or "://" in path or (
+            path.lower().startswith(("file:", "sqlite:", "sqlite3:"))):
         raise MigrationError(
             f"{path!r} is not the path of a database file. Nothing was changed. Give the path of "
             "its file, without a scheme: data/app.db. (A database in memory comes of build_db().)")
@@ -3074,10 +3094,11 @@ def _read_version(connection: sqlite3.Connection, name: str) -> int:
     if len(rows) == 1 and rows[0][0] == 1 and type(rows[0][1]) is int and rows[0][1] >= 0:
         return int(rows[0][1])
     held = ", ".join(repr(row) for row in rows) or "no row"
-    raise MigrationError(
-        f"{name} has a damaged table _meta: it must hold one row, (1, version), and holds {held}. "
-        "Set the version with set_db_version() or --set-version if you know it. Rename the table "
-        "if it is not fastmigrate's.")
+    can_be_set = not rows or len(rows) == 1 and rows[0][0] == 1
+    way = ("Set the version with set_db_version() or --set-version if you know it." if can_be_set
+           else "Delete its other rows, or rename it if it is not fastmigrate's.")
+    raise MigrationError(f"{name} has a damaged table _meta: it must hold one row, (1, version), "
+                         f"and holds {held}. {way}")
 
 
 class _MemoryDatabase(_Database):
@@ -3353,7 +3374,7 @@ def _restore(database: _Database, backup: str) -> int:
         if os.path.exists(file) and _is_unreadable(database):
             aside = file + _reserve_stamped_name(file, ".before-restore")
             kept.append(aside)
-        is_new = bool(aside) or not os.path.exists(file)
+        is_new, created = bool(aside) or not os.path.exists(file), False
         try:
             if aside:
                 # The file goes last, because SQLite deletes a log or a journal that lies alone.
@@ -3361,10 +3382,11 @@ def _restore(database: _Database, backup: str) -> int:
             if is_new:
                 os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
                 _create_private(file, aside or source.path)
+                created = True
             _match_page_size(database, source)
             copy.replace_database(work)
         except BaseException as error:
-            if is_new and _put_back(database, file, aside):
+            if is_new and _put_back(database, file, aside, created):
                 kept.clear()
             if isinstance(error, _CopyRejected):
                 raise MigrationError(f"{backup} cannot replace {database.name}: {error}. "
@@ -3398,13 +3420,13 @@ def _is_unreadable(database: _Database) -> bool:
     return False
 
 
-def _put_back(database: _Database, file: str, aside: str) -> bool:
-    """Remove the new file of a restore that failed, or put back what was set aside for it.
-    Return False if there is a database now, which another process has created meanwhile."""
+def _put_back(database: _Database, file: str, aside: str, created: bool) -> bool:
+    """Remove the new file that a restore which failed has `created`, or put back what was set
+    aside. Return False if there is a database now, which another process has created meanwhile."""
     try:
-        if aside and not os.path.getsize(aside):  # this is still what reserved the name
-            os.unlink(aside)
-        else:
+        if aside and not os.path.getsize(aside):
+            os.unlink(aside)  # this is still what reserved the name
+        elif created:
             with _closing(database.open()) as connection:
                 if not _is_empty(connection):
                     return False
@@ -3416,6 +3438,10 @@ def _put_back(database: _Database, file: str, aside: str) -> bool:
                     os.replace(aside, file)  # while the lock keeps others out
                 else:
                     _remove_database(file)
+        elif os.path.exists(file):
+            return False
+        elif aside:
+            os.replace(aside, file)
         if aside:
             _rename_files(aside, file, SIDE_FILES)
         return True
@@ -3661,8 +3687,9 @@ def _start(started: list[subprocess.Popen[bytes]], command: list[str], **options
     if not errors:
         return ""
     reason = getattr(errors[0], "strerror", errors[0])
-    return (f"{command[0]} cannot be run: {reason}. Install it, or name another one in the "
-            "script's first line")
+    name = command[0].replace("\0", "\\0")
+    return (f"{name} cannot be run: {reason}. Install it, or name another one in the script's "
+            "first line")
 
 
 def _wait_for(run: _Run, script: _Script, process: subprocess.Popen[bytes],
@@ -3764,8 +3791,9 @@ def _environment(run: _Run, script: _Script) -> dict[str, str]:
         library = os.path.dirname(os.__file__)
         packages = (*site.getsitepackages(), site.getusersitepackages())
         environment["PYTHONPATH"] = os.pathsep.join(
-            path for path in map(os.path.abspath, sys.path)
-            if path not in packages and not path.startswith(library))
+            path for path in dict.fromkeys(map(os.path.abspath, sys.path))
+            if path not in packages and not path.startswith(library)
+            and not (path.endswith(".zip") and os.path.dirname(path) == os.path.dirname(library)))
     return environment
 
 
@@ -3942,14 +3970,18 @@ def _is_default_string(text: str) -> bool:
     return text[0] in "\"'`[" or text.isidentifier() and _fold(text) not in CONSTANTS
 
 
-def _schema_key(sql: str, names: Container[str] = ()) -> tuple[str, ...]:
+def _schema_key(sql: str, names: Iterable[str] = ()) -> tuple[str, ...]:
     """Return a key that is the same for two CREATE statements if they differ only in white
     space, comments, letter case or the quoting of names.
 
     `names` holds the names that the schema has, in small letters.
     """
     if not _is_table(sql):
-        return tuple(_key_of(_tokens(sql), names, is_expression=not _module(sql)))
+        tokens = _tokens(sql)
+        words = {_fold(text) for kind, text, _ in tokens if kind == "word"}
+        aliases = {_fold(_bare(after[1])) for token, after in zip(tokens, tokens[1:])
+                   if _fold(token[1]) == "as"}
+        return tuple(_key_of(tokens, {*names, *words, *aliases}, is_expression=not _module(sql)))
     head, columns, constraints, options = _split_table(sql)
     own = {"rowid", "oid", "_rowid_", _fold(_bare(head[-1][1])),
            *(_fold(_bare(column[0][1])) for column in columns)}
@@ -4117,10 +4149,13 @@ class _Column:
             self.default = _string(_bare(self.default))
 
     def needs_value(self, was: _Column | None) -> bool:
-        """Return whether rows may have no value yet that this column accepts."""
-        has_value = self.default or self.is_rowid or self.is_generated or (
-            was and (was.not_null or self.in_key))
-        return self.not_null and not has_value
+        """Return whether rows may have no value yet that this column accepts. `was` is the column
+        before, None if it is new."""
+        if self.default or self.is_rowid or self.is_generated:
+            return False
+        if was:
+            return self.not_null and not was.not_null and not self.in_key
+        return self.not_null or self.in_key
 
 
 def _read_columns(connection: sqlite3.Connection, table: str) -> dict[str, _Column]:
@@ -4199,6 +4234,14 @@ class _Change:
         """Return the columns of a table as they are and as they are wanted."""
         return [_read_columns(each, table) for each in (self.scratch, self.wanted)]
 
+    def free_name(self, name: str) -> str:
+        """Return a name for a table that nothing has, neither now nor as wanted."""
+        taken = {_fold(other) for each in (self.scratch, self.wanted)
+                 for other, in each.execute("SELECT name FROM sqlite_master").fetchall()}
+        while _fold(name) in taken:
+            name += "_"
+        return name
+
     def plain_tables(self) -> set[str]:
         """Return the tables that stay, and are virtual neither now nor as wanted."""
         tables = _read_tables(self.wanted)
@@ -4226,7 +4269,12 @@ class _Change:
         for table, (name, _) in today.items():  # after the others, whose values may come from these
             if table not in tables:
                 self.drop("table", name)
-        self.create_missing("pragma", "index", "view", "trigger")
+        for pragma in SCHEMA_PRAGMAS:
+            old, new = (each.execute(f"PRAGMA {pragma}").fetchall()[0][0]
+                        for each in (self.scratch, self.wanted))
+            if old != new:
+                self.do(f"PRAGMA {pragma} = {new}")
+        self.create_missing("index", "view", "trigger")
         self.fill_indexes(created)
 
     def drop_others(self, kept: Schema, *kinds: str) -> None:
@@ -4330,6 +4378,8 @@ class _Change:
         for key, column in new.items():
             was, name = old.get(key), _name(column.name)
             value = fill.get(key, "")
+            if "--" in value:
+                value += "\n"  # the end of a comment
             if was and not value and column.not_null and not was.not_null and column.default:
                 value = column.default
                 self.notes.append(f"replaces NULL in {table}.{column.name} by its default")
@@ -4349,9 +4399,7 @@ class _Change:
         which fails if the definition contains the table's own name, as in CHECK (users.age > 0).
         The second has no such limit, but copies the rows twice."""
         (name, before), (_, after) = self.both(table)
-        new = f"{name}_new"
-        while _fold(new) in {**_read_tables(self.scratch), **_read_tables(self.wanted)}:
-            new += "_"
+        new = self.free_name(f"{name}_new")
         move_sequence, move_back = [], []
         if _is_sequenced(before) and _is_sequenced(after):
             move = "UPDATE sqlite_sequence SET name = {} WHERE name = {}"
@@ -4376,9 +4424,10 @@ class _Change:
     def fill_indexes(self, created: Container[str]) -> None:
         """Fill the full-text indexes that are new, or whose content was rebuilt."""
         tables = _read_tables(self.wanted)
+        names = {_fold(name) for _, name, *_ in _read_application(self.wanted)}
         for table, (name, sql) in tables.items():
             content = _fold(_content_table(sql) or "")
-            if content and _module(sql).startswith("fts") and (
+            if content in names and _module(sql).startswith("fts") and (
                     table in created or content in self.rebuilt
                     or self.rebuilt and content not in tables):  # a view
                 self.do(f"INSERT INTO {_name(name)} ({_name(name)}) VALUES ('rebuild')",
@@ -4389,20 +4438,29 @@ class _Change:
 
 
 def _split_dotted(text: str) -> tuple[str, str]:
-    """Return (table, column) of TABLE.COLUMN, (table, "") of TABLE, in small letters. Raises
-    ValueError for anything else."""
-    table, dot, column = _fold(text).partition(".")
-    if not table or bool(dot) != bool(column) or "." in column:
+    """Return (table, column) of TABLE.COLUMN, (table, "") of TABLE. A name that holds a dot or an
+    equals sign is in double quotes, as in SQL. Raises ValueError for anything else."""
+    import re
+    name = r'("(?:[^"]|"")+"|[^".][^.]*)'
+    found = re.fullmatch(rf"{name}(?:\.{name})?", text, re.S)
+    if not found:
         raise ValueError(f"{text!r} is not TABLE or TABLE.COLUMN")
-    return table, column
+    return _bare(found[1]), _bare(found[2] or "")
 
 
 def _split_answer(text: str) -> tuple[str, str]:
     """Return (name, value) of NAME=VALUE. Raises ValueError for anything else."""
-    name, _, value = text.partition("=")
-    if not name or not value.strip():
+    import re
+    found = re.fullmatch(r'((?:"(?:[^"]|"")*"|[^"=])+)=(.*\S.*)', text, re.S)
+    if not found:
         raise ValueError(f"{text!r} is not NAME=VALUE")
-    return name, value.strip()
+    return found[1], found[2].strip()
+
+
+def _dotted(*names: str) -> str:
+    """Return TABLE or TABLE.COLUMN as _split_dotted() reads it."""
+    return ".".join(_quoted(name) if any(sign in name for sign in '".=') else name
+                    for name in names)
 
 
 def _option(option: str, name: str, value: str = "") -> str:
@@ -4437,7 +4495,10 @@ class _Answers:
 
     def find(self, option: str, text: str) -> tuple[str, str]:
         """Return the name that an option has. A column to be filled may be new."""
-        table, _, column = _fold(text).partition(".")
+        try:
+            table, column = map(_fold, _split_dotted(text))
+        except ValueError as error:
+            self.refuse(option, str(error))
         if (table, "" if option == "fill" else column) not in self.titles:
             has_not = table if option == "fill" else text
             self.refuse(f"{option} {text}", f"the schema of the scripts has no {has_not}")
@@ -4458,14 +4519,16 @@ class _Answers:
                 self.refuse(what, "this is the same name, because letter case does not count")
             if self.now(name) not in wanted:
                 self.refuse(what, f"{self.path} has no {new}")
+            if [*map(self.now, self.renames)].count(self.now(name)) > 1:
+                self.refuse(what, "two are to have this name")
             holder = (name[0], _fold(new)) if name[1] else (_fold(new), "")
             if holder in self.titles and holder not in self.drops:
                 self.refuse(what, f"there is a {new}. Rename in two scripts")
             if holder in self.titles:
-                self.renames = {holder: f"{new}_to_drop", **self.renames}
+                self.renames = {holder: self.change.free_name(f"{new}_to_drop"), **self.renames}
         # Columns come first, while their tables have the names of today.
         for name, new in sorted(self.renames.items(), key=lambda item: not item[0][1]):
-            table, _, column = self.titles[name].partition(".")
+            table, column = _split_dotted(self.titles[name])
             of_column = f"COLUMN {_name(column)} " if column else ""
             self.change.rename(f"ALTER TABLE {_name(table)} RENAME {of_column}TO {_name(new)}",
                                f"renames {self.titles[name]} to {new}")
@@ -4491,7 +4554,8 @@ class _Answers:
             old, new = self.change.columns(table)
             for key, column in new.items():
                 if (table, key) not in filled and column.needs_value(old.get(key)):
-                    title = titles.get((table, key), f"{titles[table, '']}.{column.name}")
+                    title = titles.get((table, key)) or (
+                        f"{titles[table, '']}.{_dotted(column.name)}")
                     yield from _ask_for_value(title, column, key in old)
 
     def filled(self) -> dict[tuple[str, str], str]:
@@ -4529,9 +4593,9 @@ def _read_names(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
     """Return all tables and columns, as they are written, by (table, column) in small letters."""
     names = {}
     for table, (title, _) in _read_tables(connection).items():
-        names[table, ""] = title
+        names[table, ""] = _dotted(title)
         for key, column in _read_columns(connection, table).items():
-            names[table, key] = f"{title}.{column.name}"
+            names[table, key] = _dotted(title, column.name)
     return names
 
 
@@ -4740,22 +4804,33 @@ def _create_script(folder: str, description: str, text: str, notes: list[str]) -
             f"--   {' '.join(note.split())}\n" for note in notes)
     head = head.replace("fastmigrate:", "fastmigrate :")  # no directive is meant
     text = head + ("\n" + text.rstrip("\n") + "\n" if text else "")
+    hidden = os.path.join(folder, f".{os.path.basename(path)}-{_unique()}")
     try:
-        with open(path, "xb") as file:
+        with open(hidden, "xb") as file:
             file.write(text.encode(errors="backslashreplace"))  # an argument may hold any bytes
-            file.flush()
+        _sync(hidden)
+        _give_name(hidden, path)
+        _sync(folder)
     except FileExistsError:
         raise MigrationError(f"another process has just written {path}. Nothing was written by "
                              "this one. Run this again.") from None
-    except BaseException as error:
-        if isinstance(error, OSError):
-            error = _explain(error, "Nothing was written.")
-        try:
-            os.unlink(path)
-        except OSError:
-            pass  # it could not even be created
-        raise error from None
+    except OSError as error:
+        raise _explain(error, "Nothing was written.") from None
+    finally:
+        _remove(hidden)
     return path
+
+
+def _give_name(hidden: str, path: str) -> None:
+    """Give a complete file its name, so that a kill leaves no half of it there. Raises
+    FileExistsError if the name is taken."""
+    try:
+        os.link(hidden, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        open(path, "xb").close()
+        os.replace(hidden, path)
 
 
 # ------------------------------------------------------------------ squash
@@ -4785,7 +4860,8 @@ def _squash(folder: str, to: int, connect: Connect, report: _Report) -> str:
     with tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
         new_folder = os.path.join(room, "new")
         new = _write_squashed(folder, new_folder, to, connect, report)
-        proof = _write_squashed(new_folder, os.path.join(room, "proof"), to, connect, report)
+        proof = _write_squashed(new_folder, os.path.join(room, "proof"), to, connect,
+                                _Report(stop=report.stop, silent=True))  # the same warnings
         # Different values are never written alike, so equal texts mean equal databases.
         if not filecmp.cmp(new, proof, shallow=False):
             raise MigrationError(f"the squashed script would not build what the scripts up to {to} "
@@ -4912,7 +4988,7 @@ def _squashed_version(folder: str, names: dict[int, str]) -> int:
             script = _Script(folder, version, name)
             try:
                 header = _read_header(script, _Reading(script).read_beginning())
-            except _ScriptFailed:
+            except (_ScriptFailed, ValueError):  # such as a NUL character
                 continue  # whoever runs it hears of it
             if "squashed" in header.directives:
                 found = max(found, version)
@@ -5157,13 +5233,16 @@ def _write_first_script(database: _Database, schema: Schema, folder: str) -> str
             + _schema_text(schema))
     with tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
         _create_script(room, "initialize", text, [])
-        _find_version(database, schema, _scan(room))  # raises if it builds another schema
+        try:
+            _find_version(database, schema, _scan(room))
+        except MigrationError as error:
+            raise MigrationError(f"the schema of {database.name} cannot be written as a script: "
+                                 f"{error} Write 0001 by hand, then run this again.") from error
     path = _create_script(folder, "initialize", text, [])
     if os.path.basename(path) != "0001-initialize.sql":
         _remove(path)
         raise MigrationError(f"another process wrote to {folder} meanwhile. Nothing was "
                              "changed by this one. Run this again.")
-    _sync(path)
     return path
 
 
@@ -5311,7 +5390,7 @@ def _differs(old: str, new: str) -> str:
 # ------------------------------------------------------------------ messages
 
 
-WRITABLE = "Make the file and its directory writable for this user"
+WRITABLE = "Make the file and its directory readable and writable for this user"
 # The beginnings of error messages, each with (what it means to a person, what to do).
 ERRORS: dict[str | tuple[str, ...], tuple[str, str]] = {
     "database is locked": ("database is locked: another connection holds {db}",
@@ -5452,7 +5531,7 @@ def _explain(error: BaseException, state: str = "Nothing was changed.",
         return MigrationError(f"{what}. {state} {remedy}, then run this again.")
     if isinstance(error, ValueError):
         return MigrationError(what)
-    return MigrationError(f"{name}: {what}. {state}" if name else f"{what}. {state}")
+    return MigrationError(f"{name}: " * bool(name) + f"{what.rstrip('.')}. {state}")
 
 
 def _diagnose(error: BaseException, name: str = "") -> tuple[str, str]:
@@ -5490,7 +5569,7 @@ class _Report:
 
     def __init__(self, results: bool = False, shows_output: bool = False, logged: bool = True,
                  target: str = "", stop: Sequence[int] = (),
-                 said: set[str] | None = None) -> None:
+                 said: set[str] | None = None, silent: bool = False) -> None:
         self.results = results  # print on stdout what was done
         self.shows_output = shows_output  # show the output of scripts as it comes
         self.target = target  # " to NAME" where several databases are migrated
@@ -5498,11 +5577,12 @@ class _Report:
         self._logged = logged  # warnings are logged, else they go to stderr
         self._terminal = results and not logged and sys.stderr and sys.stderr.isatty()
         self._said = set[str]() if said is None else said  # the warnings that were shown
+        self._silent = silent  # show no warnings
         self._due = 0.0  # when progress is shown next; 0 if nothing is in progress
 
     def of_scratch(self) -> _Report:
         """Return a report for the work on a scratch database: it shows the warnings alone."""
-        return _Report(logged=self._logged, stop=self.stop, said=self._said)
+        return _Report(logged=self._logged, stop=self.stop, said=self._said, silent=self._silent)
 
     def result(self, text: str) -> None:
         if self.results:
@@ -5510,7 +5590,7 @@ class _Report:
             _say(text, result=True)
 
     def warn(self, text: str) -> None:
-        if text in self._said:  # a script that is run again says the same again
+        if self._silent or text in self._said:  # a script that is run again says the same again
             return
         self._said.add(text)
         self.end_progress()
@@ -5600,10 +5680,10 @@ def _parser() -> argparse.ArgumentParser:
         help="an ini file with db, migrations and schema in [paths] (.fastmigrate)")
     add = parser.add_argument_group("migrating").add_argument
     add("--backup", action="store_true", help="make a backup first, if anything is pending")
-    add("--to", metavar="N", type=_number(int, MAX_VERSION), help="stop after version N")
-    add("--timeout", metavar="S", type=_number(float, 10 ** 9), default=30.0,
+    add("--to", metavar="N", type=_number(int, 0, MAX_VERSION), help="stop after version N")
+    add("--timeout", metavar="S", type=_number(float, 0, 10 ** 9), default=30.0,
         help="seconds to wait for another process (30)")
-    add("--jobs", metavar="N", type=_number(int, 999), default=1,
+    add("--jobs", metavar="N", type=_number(int, 1, 999), default=1,
         help="how many databases to work on at a time (1)")
     _add_actions(parser)
     add = parser.add_argument_group("from a schema file to a script").add_argument
@@ -5639,20 +5719,20 @@ def _add_actions(parser: argparse.ArgumentParser) -> None:
         if flag.startswith("--"):
             group.add_argument(flag, action=Action, metavar=metavar, help=text,
                                nargs=None if metavar else 0,
-                               type=_number(int, MAX_VERSION) if metavar == "N" else str)
+                               type=_number(int, 0, MAX_VERSION) if metavar == "N" else str)
 
 
-def _number(kind: type, highest: int) -> Callable[[str], Any]:
+def _number(kind: type, lowest: int, highest: int) -> Callable[[str], Any]:
     import argparse
 
     def parse(text: str) -> Any:
         try:
             value = kind(text)
-            if 0 <= value <= highest:
+            if lowest <= value <= highest:
                 return value
         except ValueError:
             pass
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {highest}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {lowest} to {highest}")
     return parse
 
 
@@ -5680,6 +5760,9 @@ def _parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     arguments.config = config = _read_config(arguments.config)
     if arguments.migrations is None:
         arguments.migrations = config["migrations"]
+    for texts in (arguments.rename, arguments.fill):
+        if len(dict(texts)) < len(texts):
+            parser.error("--rename and --fill take each name once")
     has_schema = arguments.action == "--new" and (arguments.schema or config["schema"])
     if (arguments.rename or arguments.drop or arguments.fill) and not has_schema:
         parser.error("--rename, --drop and --fill are only for --new with --schema")
@@ -5807,15 +5890,13 @@ class _Command:
         for warning in found["warnings"]:
             self.report.warn(warning)
         if problems:
-            raise MigrationError("\n".join(problems))
+            raise MigrationError("\nerror: ".join(problems))
         self.report.result(f"{self.path} is at version {found['version']}, as the scripts say")
 
     def status(self) -> None:
         found = _status(self.database, self.folder, self.listing, self.several)
         if self.arguments.json:
-            import json
-            # Not by _say(): a program must not take a part of the output for all of it.
-            print(json.dumps(found) + "\n", end="", flush=True)
+            _print_json(found)
             return
         _say(f"{self.path} is at version {found['version']}; the scripts end at "
              f"{found['latest']}", result=True)
@@ -5861,6 +5942,12 @@ ACTIONS: dict[str, tuple[Any, str | None, str]] = {
     "--set-version": (_Command.set_version, "N", "set the version by hand; run no script"),
     "--restore": (_Command.restore, "FILE", "restore this backup; FILE may be newest"),
 }
+
+
+def _print_json(found: dict[str, Any]) -> None:
+    import json
+    # Not by _say(): a program must not take a part of the output for all of it.
+    print(json.dumps(found) + "\n", end="", flush=True)
 
 
 def _show_difference(diff: str, report: _Report, path: str, problem: str) -> None:
@@ -5934,6 +6021,8 @@ def _work_on_several(arguments: argparse.Namespace, connect: Connect, signals: _
         except (sqlite3.Error, OSError, ValueError, MemoryError) as error:
             text = str(error) or "out of memory"
             report.error(text if path in text else f"{path}: {text}")
+            if arguments.json:
+                _print_json({"db": path, "error": str(error)})
             return False
 
     if arguments.jobs > 1 and action != "--enroll":  # the first may write the script for all

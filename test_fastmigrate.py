@@ -6,6 +6,7 @@ Run them with `python -m unittest`; they need the standard library only.
 
 import asyncio
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -14,6 +15,7 @@ import pickle
 import random
 import re
 import select
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -1862,6 +1864,21 @@ class Interrupts(Case):
             return True
         return False
 
+    def test_an_interrupt_while_the_journal_mode_is_set_restores_it(self):
+        class Connection(sqlite3.Connection):
+            def execute(self, statement, *parameters):
+                cursor = super().execute(statement, *parameters)
+                if statement == "PRAGMA main.journal_mode = wal":
+                    cursor.fetchall()
+                    raise KeyboardInterrupt
+                return cursor
+
+        version = self.version()
+        self.script("0009-wal.sql", "PRAGMA journal_mode = WAL;\nCREATE TABLE w (x);\n")
+        result = self.go(connect=lambda path: sqlite3.connect(path, factory=Connection))
+        self.assertEqual((result.code, self.version()), (130, version), result)
+        self.assertEqual(self.sql("PRAGMA journal_mode"), [("delete",)])
+
     def test_a_long_statement_is_ended_and_rolled_back(self):
         for head in ("", "-- fastmigrate: no-transaction\n"):
             self.script("0002-b.sql", head + "INSERT INTO a WITH RECURSIVE r (n) AS (SELECT 1 "
@@ -2775,6 +2792,17 @@ class Collisions(Case):
         os.rename("m/0002-jane.sql", "jane.sql")
         self.script("0002-rob.sql", "CREATE TABLE rob (x);")
 
+    def test_two_files_that_are_the_same_need_not_both_be_kept(self):
+        migrate("x.db", "m")
+        shutil.copy("m/0002-jane.sql", "m/0002-copy.sql")
+        self.assertNotIn("mv ", self.refuses(self.go(), "They are the same: delete all but one.").err)
+
+    def test_an_empty_script_has_no_twin_under_another_number(self):
+        self.script("0003-x.sql", "")
+        migrate("x.db", "m")
+        os.rename("m/0003-x.sql", "m/0004-x.sql")
+        self.works(self.go())
+
     def test_another_script_under_the_number_of_the_version_is_told_by_every_call(self):
         self.rob_replaces_jane()
         self.assertIn("0002-rob.sql: never run on x.db, where 0002-jane.sql ran", self.go().err)
@@ -3034,6 +3062,20 @@ class OtherTools(Case):
         super().setUp()
         self.create()
 
+    def test_sql_files_by_any_other_rule_are_not_taken_for_an_empty_directory(self):
+        for name in ("init.sql", "users.SQL", "init/migration.sql"):
+            path = self.home / "other" / name
+            path.parent.mkdir(parents=True)
+            path.write_text("")
+            result = self.run_main("--db", "x.db", "--migrations", "other", "--check")
+            self.refuses(result, f"ignored (bad file name): {name.partition('/')[0]}")
+            shutil.rmtree("other")
+
+    @posix_only
+    def test_links_to_what_is_no_file_are_ignored(self):
+        os.symlink("/dev/null", "m/0002-x.sql")
+        self.assertIn("ignored (bad file name): 0002-x.sql", self.works(self.go()).err)
+
     def test_a_directory_by_the_rule_of_another_tool_is_no_empty_one(self):
         for name in ("V1__init.sql", "V1.2__init.sql", "R__views.sql", "20240101_init.sql",
                      "init.up.sql", "20240101120000_init/up.sql", "2024-01-01-000000_init/migration.sql"):
@@ -3249,6 +3291,33 @@ class Restoring(Case):
         self.sql("INSERT INTO a VALUES (2)")
 
     @posix_only
+    def test_a_restore_leaves_a_file_alone_that_another_process_has_just_created(self):
+        os.unlink("x.db")
+        create = fastmigrate._create_private
+
+        def create_second(path, like):
+            if path == "x.db":
+                Path("x.db").write_bytes(b"")
+            create(path, like)
+
+        with mock.patch("fastmigrate._create_private", create_second):
+            self.assertEqual(self.go("--restore", self.backup).code, 1)
+        self.assertTrue(os.path.exists("x.db"))
+
+    def test_what_could_not_be_read_is_put_back_if_no_file_can_be_created(self):
+        Path("x.db").write_bytes(self.damaged)
+        create = fastmigrate._create_private
+
+        def fail(path, like):
+            if path == "x.db":
+                raise OSError(errno.ENOSPC, "No space left on device", path)
+            create(path, like)
+
+        with mock.patch("fastmigrate._create_private", fail):
+            self.refuses(self.go("--restore", self.backup), "No space left")
+        self.assertEqual(Path("x.db").read_bytes(), self.damaged)
+        self.assertEqual(self.backups(ending=".before-restore"), set())
+
     def test_a_failed_restore_puts_back_what_could_not_be_read(self):
         import resource
         self.sql("INSERT INTO a SELECT zeroblob(300000)", self.backup)
@@ -3766,6 +3835,20 @@ class Squashing(Case):
             found[pragma] = connection.execute(f"PRAGMA {pragma}").fetchone()
         return {key: value for key, value in found.items() if value}
 
+    def test_a_squashed_script_of_any_name_runs_on_empty_databases_only(self):
+        self.create()
+        migrate("x.db", "m")
+        version = self.version()
+        self.script("0009-baseline.sql", "-- fastmigrate: squashed\nCREATE TABLE b (x);")
+        self.refuses(self.go(), "builds new databases only, but this one has tables")
+        self.assertEqual(self.version(), version)
+
+    def test_a_squash_that_was_cut_off_is_told_how_to_go_back(self):
+        self.create()
+        self.works(self.go("--squash", "2"))
+        os.rename("m/before-0002/0002-posts.sql", "m/0002-posts.sql")
+        self.refuses(self.go(), "move the scripts in before-0002 back, and delete the squashed one")
+
     def test_the_new_script_takes_the_place_of_the_old_ones(self):
         self.assertEqual(self.squash().out, f"wrote {os.path.join('m', '0003-squashed.sql')}; moved "
                          f"3 scripts to {os.path.join('m', 'before-0003')}\n")
@@ -4172,6 +4255,13 @@ fastmigrate.squash("m", 3)
 
 
 class EnrollingSafely(Case):
+    def test_the_first_script_appears_whole_also_without_hard_links(self):
+        self.sql("CREATE TABLE a (x)")
+        with mock.patch("os.link", side_effect=OSError(errno.EPERM, "no links here")):
+            self.works(self.go("--enroll"))
+        self.assertEqual(os.listdir("m"), ["0001-initialize.sql"])
+        self.assertIn("CREATE TABLE a (x);", Path("m/0001-initialize.sql").read_text())
+
     def test_what_fits_an_old_version_best_is_led_on_by_a_script(self):
         self.script("0001-a.sql", "CREATE TABLE a (x);")
         self.script("0002-b.sql", "CREATE TABLE b (x); CREATE TABLE c (x);")
@@ -4610,6 +4700,48 @@ class SchemaChanges(Case):
         self.notes = "\n".join(logs.output)
         return path.read_text(encoding="utf-8")
 
+    def test_a_new_column_of_a_key_needs_a_value_too(self):
+        self.prepare("CREATE TABLE t (d);", "INSERT INTO t VALUES (1), (2);")
+        after = "CREATE TABLE t (k TEXT PRIMARY KEY, d);"
+        self.asks(after, "--fill \"t.k=''\"")
+        self.change(after, fill={"t.k": "d || 'x' -- a comment"})
+        self.assertEqual(self.sql("SELECT * FROM t"), [("1x", 1), ("2x", 2)])
+
+    def test_no_name_that_anything_has_is_taken_for_a_moment(self):
+        self.prepare("CREATE TABLE t (a TEXT); CREATE VIEW t_new AS SELECT 1; CREATE TABLE u (x);"
+                     "CREATE TABLE t_to_drop (x);", "INSERT INTO t VALUES ('1');")
+        self.change("CREATE TABLE t (a INT); CREATE VIEW t_new AS SELECT 1; CREATE TABLE u (x);"
+                    "CREATE TABLE t_to_drop (x);")
+        self.change("CREATE TABLE t (x); CREATE VIEW t_new AS SELECT 1; CREATE TABLE t_to_drop (x);",
+                    rename={"u": "t"}, drop=["t"])
+
+    def test_the_option_that_is_offered_works_for_every_name(self):
+        self.prepare('CREATE TABLE "a.b" ("c.d", "x=y", "q"";" TEXT);', "SELECT 1;")
+        Path("schema.sql").write_text('CREATE TABLE "a.b" (e, z, n TEXT NOT NULL);')
+        command = ("--migrations", "m", "--new", "x", "--schema", "schema.sql")
+        error = self.refuses(self.run_main(*command), "--rename", "--drop").err
+        options = [option for line in error.splitlines() if "    --" in line
+                   for option in (shlex.split(line.partition("    (in Python")[0]),)]
+        drops = sum((option for option in options if option[0] == "--drop"), [])
+        self.assertEqual(len(drops), 6)
+        fill = self.refuses(self.run_main(*command, *drops)).err
+        self.works(self.run_main(*command, *drops, *shlex.split(
+            fill.partition("    --fill")[2].partition("    (")[0].join(("--fill", "")))))
+        self.works(self.run_main("--migrations", "m", "--verify", "--schema", "schema.sql"))
+
+    def test_a_setting_goes_back_to_zero_where_the_file_says_so(self):
+        self.prepare("CREATE TABLE t (a); PRAGMA user_version = 5;", "SELECT 1;")
+        self.change("CREATE TABLE t (a); PRAGMA user_version = 0;")
+        self.assertEqual(self.sql("PRAGMA user_version"), [(0,)])
+
+    def test_no_name_is_renamed_or_taken_twice(self):
+        self.prepare("CREATE TABLE t (a, b);", "SELECT 1;")
+        self.asks("CREATE TABLE t (c);", "two are to have this name",
+                  rename={"t.a": "c", "t.b": "c"})
+        result = self.run_main("--migrations", "m", "--new", "x", "--schema", "schema.sql",
+                               "--rename", "t.a=c", "--rename", "t.a=d")
+        self.assertEqual(result.code, 2, result)
+
     def test_a_value_replaces_null_alone(self):
         for before, rows, after, fill, expected in (
                 ("date TEXT", "('2001-02-03'), (NULL)", "date TEXT NOT NULL DEFAULT (date(0))", {},
@@ -4975,7 +5107,7 @@ class SchemaChanges(Case):
                 ("drop posts: schema.sql still has it", {"drop": ["posts"]}),
                 ("Rename in two scripts", {"rename": {"users.fax": "name"}}),
                 ("has no such column", {"rename": {"users.fax": "phone"}, "fill": {"users.x": "1"}}),
-                ("no a.b.c", {"drop": ["a.b.c"]})):
+                ("is not TABLE or TABLE.COLUMN", {"drop": ["a.b.c"]})):
             self.asks(after, part, **answers)
 
     def test_a_schema_file_that_is_no_schema_is_refused_with_its_line(self):
@@ -5036,6 +5168,13 @@ class SchemaChanges(Case):
 
 
 class Several(Case):
+    def test_json_has_a_document_for_each_database_that_cannot_be_read_too(self):
+        self.create("y.db")
+        Path("x.db").write_bytes(b"x" * 5000)
+        result = self.run_main("--db", "x.db", "y.db", "--migrations", "m", "--status", "--json")
+        found = [json.loads(line) for line in result.out.splitlines()]
+        self.assertEqual(["error" in each for each in found], [True, False])
+
     def test_the_option_may_be_repeated(self):
         for name in ("y.db", "z.db"):
             self.works(self.run_main("--db", name, "--createdb"))
@@ -5471,6 +5610,17 @@ class Refusals(Case):
     def setUp(self):
         super().setUp()
         self.script("0001-a.sql", "CREATE TABLE a (x);")
+
+    def test_what_sqlite_takes_for_empty_but_is_not_is_left_alone(self):
+        Path("x.db").write_text("x")
+        for arguments in (("--createdb",), ("--set-version", "1"), (), ("--enroll",)):
+            self.refuses(self.go(*arguments), "x.db is not a database")
+        self.assertEqual(Path("x.db").read_text(), "x")
+
+    def test_the_url_of_any_database_is_no_path(self):
+        for url in ("sqlite+pysqlite:///x.db", "libsql://x", "postgres://x/y"):
+            self.refuses(self.run_main("--db", url, "--createdb"), "is not the path of a database")
+        self.assertEqual(os.listdir(), ["m"])
 
     def test_what_is_no_versioned_database_is_told_apart_and_left_as_it_was(self):
         Path("text.db").write_text("just some text, long enough to be a header of SQLite's\n" * 9)
@@ -5998,7 +6148,7 @@ Wait for it to finish, or raise timeout=, or --timeout, then run this again.
         self.sql("DELETE FROM _meta")
         self.says("""
 error: x.db has a damaged table _meta: it must hold one row, (1, version), and holds no row. Set the \
-version with set_db_version() or --set-version if you know it. Rename the table if it is not fastmigrate's.
+version with set_db_version() or --set-version if you know it.
 """)
 
     def test_of_the_migrations_directory(self):
@@ -6077,7 +6227,7 @@ warning: 0003-rob.sql: never run on x.db, where 0003-jane.sql ran under the same
 error: 0002-rob.sql, 0003-rob.sql: never run on x.db, where 0002-jane.sql, 0003-jane.sql ran under the same number. (If it is that script, renamed and edited: restore its name, run fastmigrate --db x.db --migrations m --accept, then rename it again.) Unless production has it, give it the next free number:
     mv m/0002-rob.sql m/0005-rob.sql
     mv m/0003-rob.sql m/0006-rob.sql
-x.db: 1 pending: 0004-pending.sql. Run fastmigrate --db x.db --migrations m
+error: x.db: 1 pending: 0004-pending.sql. Run fastmigrate --db x.db --migrations m
 """, "--check")
 
     def test_of_scripts_of_other_tools(self):
