@@ -4072,8 +4072,16 @@ def _read_schema(connection: sqlite3.Connection, version: int = 0) -> Schema:
     names.update(_fold(_bare(column[0][1])) for _, _, _, sql in objects if _is_table(sql)
                  for column in _split_table(sql)[1])
     for kind, name, table, sql in objects:
-        schema[(_fold(table), *_schema_key(sql, names))] = (kind, name, sql)
+        schema[(_fold(table), *_schema_key(sql, names))] = (kind, name, _without_quotes(sql, name))
     return schema
+
+
+def _without_quotes(sql: str, table: str) -> str:
+    """Return a CREATE TABLE without the quotes that ALTER TABLE ... RENAME writes around the name.
+    If anything else is in double quotes too, the author may write so."""
+    if sql.startswith(f'CREATE TABLE "{table}"') and sql.count('"') == 2 and _name(table) == table:
+        return sql.replace(f'"{table}"', table, 1)
+    return sql
 
 
 def _terminated(sql: str) -> str:

@@ -4536,6 +4536,11 @@ class Schemas(Case):
         self.assertIn(result.code, (0, 1), result)
         return bool(result.code)
 
+    def test_a_table_that_was_renamed_is_printed_as_its_author_wrote_it(self):
+        self.script("0001-a.sql", "CREATE TABLE b (x); ALTER TABLE b RENAME TO a;\n"
+                                  'CREATE TABLE d ("x"); ALTER TABLE d RENAME TO c;')
+        self.assertEqual(fastmigrate.get_schema("m"), 'CREATE TABLE a (x);\nCREATE TABLE "c" ("x");\n')
+
     def test_it_is_printed_in_one_order_as_the_author_wrote_it(self):
         self.assertEqual(self.printed(
             "CREATE VIEW v AS SELECT b  FROM t;\n"
