@@ -5671,8 +5671,12 @@ def _parser() -> argparse.ArgumentParser:
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"error: {message}; see --help\n")
 
-    def assignment(text: str) -> tuple[str, str]:  # argparse names this function in its error
+    def assignment(text: str) -> tuple[str, str]:  # argparse names these functions in its errors
         return _split_answer(text)
+
+    def name(text: str) -> str:
+        _split_dotted(text)
+        return text
 
     parser = Parser(
         prog="fastmigrate", allow_abbrev=False, add_help=False, epilog=EXAMPLES,
@@ -5699,7 +5703,7 @@ def _parser() -> argparse.ArgumentParser:
         "in FILE; with --verify: compare FILE with the schema of the scripts")
     for option, kind, metavar, text in (
             ("--rename", assignment, "TABLE[.COLUMN]=NAME", "with --new: what gets another name"),
-            ("--drop", str, "TABLE[.COLUMN]", "with --new: what is dropped, with its data"),
+            ("--drop", name, "TABLE[.COLUMN]", "with --new: what is dropped, with its data"),
             ("--fill", assignment, "TABLE.COLUMN=SQL", "with --new: a column's value in old rows")):
         add(option, type=kind, metavar=metavar, action="append", default=[], help=text)
     add = parser.add_argument_group("output").add_argument
@@ -5727,7 +5731,8 @@ def _add_actions(parser: argparse.ArgumentParser) -> None:
         if flag.startswith("--"):
             group.add_argument(flag, action=Action, metavar=metavar, help=text,
                                nargs=None if metavar else 0,
-                               type=_number(int, 0, MAX_VERSION) if metavar == "N" else str)
+                               type=_number(int, int(flag == "--squash"), MAX_VERSION)
+                               if metavar == "N" else str)
 
 
 def _number(kind: type, lowest: int, highest: int) -> Callable[[str], Any]:
@@ -5771,9 +5776,10 @@ def _parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for texts in (arguments.rename, arguments.fill):
         if len(dict(texts)) < len(texts):
             parser.error("--rename and --fill take each name once")
-    has_schema = arguments.action == "--new" and (arguments.schema or config["schema"])
+    has_schema = arguments.action == "--new" and (arguments.schema or config["schema"]) and (
+        not arguments.value.endswith(EXTENSIONS[1:]))  # a script in Python or shell has no schema
     if (arguments.rename or arguments.drop or arguments.fill) and not has_schema:
-        parser.error("--rename, --drop and --fill are only for --new with --schema")
+        parser.error("--rename, --drop and --fill are only for --new with --schema, in SQL")
     needs_database = ACTIONS[arguments.action][0] and arguments.schema is None
     arguments.db = _find_databases(arguments.db or [config["db"]]) if needs_database else []
     if arguments.action == "--restore" and len(arguments.db) > 1:
