@@ -1766,10 +1766,12 @@ def _explain_dangling(connection: sqlite3.Connection, new: KeysThatDangle, comme
         row = f"a row of {child} with " + " and ".join(
             f"{column} = {value.decode(errors='replace')}"
             for column, value in zip(columns, example))
+    on_delete = "" if comment == "#" else (
+        "(Foreign keys are off while a script runs, so ON DELETE does nothing unless the script "
+        "begins with `PRAGMA foreign_keys = ON;`.) ")
     return f"{what}{row} refers to a row of {parent} that does not exist", (
-        "Let the script change or delete these rows too. (Foreign keys are off while a script "
-        "runs, so ON DELETE does nothing unless the script begins with `PRAGMA foreign_keys = "
-        f"ON;`.) If this is intended, start it with {directive}")
+        f"Let the script change or delete these rows too. {on_delete}If this is intended, start "
+        f"it with {directive}")
 
 
 # -------------------------------------------------------------- what no longer works
