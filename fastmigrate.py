@@ -37,7 +37,8 @@ The calls have these arguments and exceptions in common:
     FileNotFoundError  there is no such database or directory; this is
                        always a MigrationError too
     UnversionedError   the database has no version; a MigrationError
-    ValueError         two scripts have one number, or a name is not UTF-8
+    ValueError         two scripts have one number, or a name is not UTF-8; calls that
+                       open a database raise a MigrationError instead
     MigrationError     anything else that prevents the call. Unless a
                        migration had already run, nothing was changed.
 
@@ -1085,6 +1086,7 @@ class _Authorizer:
         elif action == sqlite3.SQLITE_DROP_INDEX:
             changes.changed.add(of)
             changes.dropped.add(name)
+            changes.note_break()  # a foreign key may need a unique index
         elif action == sqlite3.SQLITE_ALTER_TABLE:
             changes.made.add(of)
             changes.changed.add(of)
@@ -1202,7 +1204,7 @@ def _work_on_copy(run: _Run, script: _Script, copy: _WorkingCopy, reader: sqlite
     before = _fingerprint(copy.path)
     if script.is_sql:
         mode = _run_statements(run, script, header, blocks, copy.path)
-        if mode not in ("", "wal") and _journal_mode(reader) == "wal":
+        if mode in ("delete", "persist", "truncate") and _journal_mode(reader) == "wal":
             run.database.report.warn(f"{run.database.name} stays in WAL mode after {script.name}, "
                                      "because that leaves the mode elsewhere than at its head")
     else:
@@ -2803,12 +2805,12 @@ class _Database:
                 raise MigrationError("connect() may not load an extension. Nothing was changed. It "
                                      "has to call enable_load_extension(True) first.") from error
             raise
-        lacking = {"backup", "executescript", "set_authorizer", "set_progress_handler", "Error"
-                   }.difference(dir(connection))
-        if lacking:
-            raise MigrationError(f"connect() returned a {type(connection).__module__} connection, "
-                                 f"which lacks {min(lacking)}. Nothing was changed. Return one of "
-                                 "sqlite3, or of a driver with its interface, such as sqlcipher3.")
+        for name in "backup", "executescript", "set_authorizer", "set_progress_handler", "Error":
+            if not hasattr(connection, name):
+                raise MigrationError(
+                    f"connect() returned a {type(connection).__module__} connection, which lacks "
+                    f"{name}. Nothing was changed. Return one of sqlite3, or of a driver with its "
+                    "interface, such as sqlcipher3.")
         _collect_on_pypy()
         self.errors = (sqlite3.Error, connection.Error)  # a driver may have its own
         if getattr(connection, "autocommit", -1) != -1:
@@ -3390,6 +3392,9 @@ def _restore(database: _Database, backup: str) -> int:
         except BaseException as error:
             if is_new and _put_back(database, file, aside, created):
                 kept.clear()
+            elif not is_new and isinstance(error, _LockedError):
+                _remove(*kept)  # nothing was replaced
+                kept.clear()
             if isinstance(error, _CopyRejected):
                 raise MigrationError(f"{backup} cannot replace {database.name}: {error}. "
                                      f"{database.standing()} Run this again.") from error
@@ -3404,11 +3409,11 @@ def _check_places(source: _Database, database: _Database) -> None:
     """Check that a backup is a file, and another one than the database."""
     if not os.path.isfile(source.path):
         raise _MissingError(f"there is no backup {source.name}. Nothing was changed.")
-    if os.path.exists(database.path):
-        database.must_exist()  # as a file, not as a directory
-        if os.path.samefile(source.path, database.path):
-            raise MigrationError(f"{source.name} is the database itself. Nothing was changed. "
-                                 "Name a backup of it.")
+    if os.path.isdir(database.path):
+        database.must_exist()  # which refuses a directory
+    if os.path.exists(database.path) and os.path.samefile(source.path, database.path):
+        raise MigrationError(f"{source.name} is the database itself. Nothing was changed. Name a "
+                             "backup of it.")
 
 
 def _is_unreadable(database: _Database) -> bool:
@@ -3601,6 +3606,9 @@ def _remove(*paths: str) -> None:
 def _remove_database(path: str) -> None:
     """Remove a database with its -journal, -wal and -shm; ignore what cannot be removed. (On
     Windows a file that is open stays, and the next run tries again.)"""
+    if os.path.isdir(path) and not os.path.islink(path):
+        import shutil
+        shutil.rmtree(path, ignore_errors=True)  # a script made a directory there
     for end in ("", *SIDE_FILES):
         try:
             os.unlink(path + end)
@@ -3624,24 +3632,24 @@ def _run_process(run: _Run, script: _Script, path: str) -> str:
     import tempfile
     command, posix = [*_interpreter(script), path], os.name == "posix"
     started: list[subprocess.Popen[bytes]] = []
-    # The script and its child processes inherit `held`, and write nothing to it. `alive` is at
-    # end of file when the last of them has exited: that is what poll() waits for.
-    alive_end, held_end = os.pipe()
     # The output is kept beside the copy, because a system may have no temporary directory.
-    with open(alive_end, "rb", 0) as alive, tempfile.TemporaryFile(
-            dir=os.path.dirname(path)) as output:
+    with tempfile.TemporaryFile(dir=os.path.dirname(path)) as output:
         shown = None if run.database.report.shows_output else output
-        try:
-            with open(held_end, "wb", 0) as held:
-                failed = _start(
-                    started, command, stdin=subprocess.DEVNULL, stdout=shown, stderr=shown,
-                    env=_environment(run, script), start_new_session=posix,
-                    pass_fds=(held.fileno(),) if posix else ())
-            failed = failed or _wait_for(run, script, started[0], alive)
-        except BaseException:
-            for process in started:
-                _terminate(process, alive)
-            raise
+        # The script and its child processes inherit `held`, and write nothing to it. `alive` is at
+        # end of file when the last of them has exited: that is what poll() waits for.
+        alive_end, held_end = os.pipe()
+        with open(alive_end, "rb", 0) as alive:
+            try:
+                with open(held_end, "wb", 0) as held:
+                    failed = _start(
+                        started, command, stdin=subprocess.DEVNULL, stdout=shown, stderr=shown,
+                        env=_environment(run, script), start_new_session=posix,
+                        pass_fds=(held.fileno(),) if posix else ())
+                failed = failed or _wait_for(run, script, started[0], alive)
+            except BaseException:
+                for process in started:
+                    _terminate(process, alive)
+                raise
         tail = _tail(output)
     if failed and "database is locked" in tail:
         tail += "\n" + _WORKS_ON_COPY.format(run.database.name)

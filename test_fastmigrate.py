@@ -1090,6 +1090,10 @@ class WorkingCopies(Case):
     def artists(self):
         return [name for name, in self.sql("SELECT name FROM artist ORDER BY id")]
 
+    def test_a_directory_in_the_place_of_the_copy_is_removed(self):
+        self.script("0002-b.py", "import os, sys\nos.unlink(sys.argv[1])\nos.mkdir(sys.argv[1])\n")
+        self.stays_as_it_was("it removed the database that it was given")
+
     def test_a_python_script_gets_a_copy_beside_the_database_and_the_version(self):
         self.py_script("0002-b.py", """\
             assert sys.stdin.read() == ""
@@ -2460,6 +2464,14 @@ class EndState(Case):
         for part in (f"after {script}, ", *parts):
             self.assertIn(part, result.err)
 
+    def test_an_index_that_a_foreign_key_needed_is_missed(self):
+        self.script("0002-b.sql", "CREATE TABLE p (u); CREATE UNIQUE INDEX pu ON p (u);"
+                                  "CREATE TABLE c (x REFERENCES p (u));")
+        self.works(self.go())
+        self.script("0003-c.sql", "DROP INDEX pu;")
+        self.assertIn("after 0003-c.sql, table c has a foreign key that cannot work",
+                      self.works(self.go()).err)
+
     def test_a_run_that_fails_warns_of_what_its_other_scripts_broke(self):
         self.script("0002-b.sql", SWAP)
         self.script("0003-c.sql", "SELECT nope;")
@@ -3291,6 +3303,19 @@ class Restoring(Case):
         self.sql("INSERT INTO a VALUES (2)")
 
     @posix_only
+    def test_a_restore_that_gives_up_on_a_lock_leaves_nothing_behind(self):
+        reader = sqlite3.connect("x.db", isolation_level=None)
+        self.addCleanup(reader.close)
+        reader.execute("BEGIN EXCLUSIVE" if self.mode == "wal" else "BEGIN")
+        reader.execute("SELECT * FROM a").fetchall()
+        result = self.refuses(self.go("--restore", self.backup, "--timeout", "0.3"), "is locked")
+        self.assertEqual((result.out, self.backups(ending=".before-restore")), ("", set()))
+
+    def test_a_database_that_was_cut_to_some_bytes_can_be_restored(self):
+        Path("x.db").write_bytes(b"SQLite format 3\0")
+        self.works(self.go("--restore", self.backup))
+        self.assertEqual(self.sql("SELECT * FROM a"), [(1,)])
+
     def test_a_restore_leaves_a_file_alone_that_another_process_has_just_created(self):
         os.unlink("x.db")
         create = fastmigrate._create_private
@@ -5291,6 +5316,24 @@ class Connecting(Case):
         connection.row_factory = sqlite3.Row
         connection.text_factory = bytes
         return connection
+
+    def test_a_connection_may_be_wrapped(self):
+        class Wrapper:
+            def __init__(self, connection):
+                vars(self)["connection"] = connection
+
+            def __getattr__(self, name):
+                return getattr(self.connection, name)
+
+            def __setattr__(self, name, value):
+                setattr(self.connection, name, value)
+
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        fastmigrate.create_db("w.db")
+        migrate("w.db", "m", connect=lambda path: Wrapper(sqlite3.connect(path)))
+        self.assertEqual(self.version("w.db"), 1)
+        self.refuses(self.run_main("--db", "w.db", connect=lambda path: object()),
+                     "returned a builtins connection")
 
     def test_a_page_size_may_change_in_memory_too(self):
         self.script("0001-a.sql", "CREATE TABLE a (x); INSERT INTO a VALUES (1);")
