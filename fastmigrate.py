@@ -6070,14 +6070,30 @@ def _in_threads(number: int, work: Callable[[str], bool], paths: list[str],
     Signals are held back, because in Python 3.9 to 3.12 an exception during join() marks the
     thread as ended although it still works. The process would then exit too early.
     """
-    from concurrent.futures import ThreadPoolExecutor, wait
+    import threading
+    todo, successes, errors = paths[::-1], dict[str, bool](), list[BaseException]()
+
+    def run() -> None:  # (concurrent.futures takes longer than a small database)
+        while todo and not errors:
+            try:
+                path = todo.pop()
+            except IndexError:
+                return  # another thread took the last
+            try:
+                successes[path] = work(path)
+            except BaseException as error:  # a signal has come, or `connect` failed
+                errors.append(error)
+
     signals.hold_back()
-    with ThreadPoolExecutor(number) as pool:
-        futures = [pool.submit(work, path) for path in paths]
-        for future in futures:
-            while not future.done():
-                wait([future], POLL_SECONDS)  # in turns: on Windows a signal comes in between
-    return [future.result() for future in futures]
+    threads = [threading.Thread(target=run) for _ in range(min(number, len(paths)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)  # in turns: on Windows a signal comes in between
+    if errors:
+        raise errors[0]
+    return [successes[path] for path in paths]
 
 
 # -------------------------------------------------------------- the program
