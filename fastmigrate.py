@@ -2296,8 +2296,8 @@ def _describe_twins(listing: _Listing, db: str = "", applied: Iterable[str] = ()
             text += f"{_cut(ran) or 'None of them'} is applied to {db}. "
         checksums = {_checksum_or_none(listing.folder, name) for name in names}
         if f"{number:04d}{SQUASHED_ENDING}" in names:
-            text += (f"If a squash was cut off, move the scripts in before-{number:04d} back, and "
-                     "delete the squashed one. Else renumber one of them.")
+            text += (f"If a squash was cut off, move the scripts in before-{number:04d} back, then "
+                     "delete that folder and the squashed script. Else renumber one of them.")
         elif len(checksums) == 1 and checksums.pop().strip("0-"):
             text += "They are the same: delete all but one."
         else:
@@ -3444,11 +3444,11 @@ def _put_back(database: _Database, file: str, aside: str, created: bool) -> bool
                 if aside:
                     os.replace(aside, file)  # while the lock keeps others out
                 else:
-                    _remove_database(file)
+                    os.unlink(file)
+        elif aside:
+            _give_name(aside, file)  # fails if another process has created one
         elif os.path.exists(file):
             return False
-        elif aside:
-            os.replace(aside, file)
         if aside:
             _rename_files(aside, file, SIDE_FILES)
         return True
@@ -3530,7 +3530,8 @@ def _create_private(path: str, like: str) -> None:
                 except OSError:
                     pass  # a file system without modes; what it has is what the database has
     except BaseException:
-        _remove(path)
+        if not os.fstat(descriptor).st_size:  # else another process uses it already
+            _remove(path)
         raise
     finally:
         os.close(descriptor)
@@ -3588,9 +3589,9 @@ def _sync(path: str) -> None:
                 fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             except OSError:
                 pass  # some file systems do not know that
-    except OSError:
+    except OSError as error:
         if not folder:
-            raise
+            raise type(error)(error.errno, error.strerror, path) from None
     finally:
         os.close(descriptor)
 
@@ -4847,8 +4848,11 @@ def _give_name(hidden: str, path: str) -> None:
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
-        open(path, "xb").close()
-        os.replace(hidden, path)
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+        os.rename(hidden, path)
+    else:
+        os.unlink(hidden)
 
 
 # ------------------------------------------------------------------ squash

@@ -3303,6 +3303,19 @@ class Restoring(Case):
         self.sql("INSERT INTO a VALUES (2)")
 
     @posix_only
+    @posix_only
+    def test_an_interrupt_removes_no_file_that_another_process_uses_already(self):
+        os.unlink("x.db")
+
+        def interrupt(*arguments):
+            if os.path.exists("x.db"):
+                shutil.copy(self.backup, "x.db")
+                raise KeyboardInterrupt
+
+        with mock.patch("os.fchown", interrupt):
+            self.assertEqual(self.go("--restore", self.backup).code, 130)
+        self.assertEqual(self.version(), 1)
+
     def test_a_restore_that_gives_up_on_a_lock_leaves_nothing_behind(self):
         reader = sqlite3.connect("x.db", isolation_level=None)
         self.addCleanup(reader.close)
@@ -3872,7 +3885,7 @@ class Squashing(Case):
         self.create()
         self.works(self.go("--squash", "2"))
         os.rename("m/before-0002/0002-posts.sql", "m/0002-posts.sql")
-        self.refuses(self.go(), "move the scripts in before-0002 back, and delete the squashed one")
+        self.refuses(self.go(), "move the scripts in before-0002 back, then delete that folder")
 
     def test_the_new_script_takes_the_place_of_the_old_ones(self):
         self.assertEqual(self.squash().out, f"wrote {os.path.join('m', '0003-squashed.sql')}; moved "
