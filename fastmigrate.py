@@ -598,7 +598,7 @@ class _Run:
         self.to = sys.maxsize if to is None else to
         self.version = 0  # where the database stands
         self.applied: list[_Applied] = []
-        self.never_run: list[str] = []  # scripts that need other numbers, for the command line
+        self.never_run: list[str] = []  # scripts that need other numbers to be run at all
         self.broken: list[str] = []  # what no longer works after the run, as messages
         self.measures = False  # count the dangling references before each script
         self.listing: _Listing  # of the directory, from run() on
