@@ -59,9 +59,11 @@ How it works:
     each applied script. Comparing it with the directory shows which scripts
     are edited, late, missing or in conflict.
 
-The code comes in this order: public calls, the run, SQL scripts, working
-copies, references, script files, history, the database file, processes,
-schemas, messages, the command line.
+The code comes in this order: public calls; the run, SQL scripts, working
+copies; foreign keys, script files, history, the database file, scratch
+databases, processes, schemas, messages, the command line. The run, SQL
+scripts and working copies are 950 lines, and carry the promises. What comes
+after them can be skipped until it is needed.
 """
 
 from __future__ import annotations
@@ -347,7 +349,15 @@ def verify(db_path: StrPath, migrations_dir: StrPath, *, connect: Connect = sqli
     The scripts up to the version of the database are run on a scratch
     database. What .py and .sh scripts do outside of it really happens.
     """
-    return _verify(_Database(db_path, connect=connect), os.fsdecode(migrations_dir))
+    database, folder = _as_database(db_path, connect), os.fsdecode(migrations_dir)
+    with database.explained():
+        listing = _scan(folder)
+        _refuse_twins_for(database, listing)
+    version, schema = database.read(
+        lambda connection, version: _schema_without_tools(database, connection))
+    _announce(database.report, listing, to=version)
+    with _MemoryDatabase(database.connect, database.report.of_scratch()) as scratch:
+        return _diff_from_scripts(scratch, folder, version, schema, database.name)
 
 
 def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
@@ -371,8 +381,36 @@ def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None
         "sequences": {table: [before, after]} if AUTOINCREMENT goes back
         "broken": [text], one for each object that no longer works
     """
-    return _rehearse(_Database(db_path, connect=connect), os.fsdecode(migrations_dir), to,
-                     examples)
+    import tempfile
+    database, folder = _as_database(db_path, connect), os.fsdecode(migrations_dir)
+    with database.explained():
+        listing = _scan(folder)
+        _refuse_twins_for(database, listing)
+    _announce(database.report, listing, database.read()[0], to)
+    with database.explained(), tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
+        before = os.path.join(room, "before.db")
+        copy = _ScratchFile(os.path.join(room, "copy.db"), f"the copy of {database.name}",
+                            f"This was a rehearsal: {database.name} is untouched.",
+                            database.path_as_given, timeout=database.timeout,
+                            connect=database.connect, report=database.report, durable=False)
+        _copy_database(database, copy.path)
+        _copy_database(copy, before)
+        version, (schema, tables) = copy.read(_read_contents)
+        run = _Run(copy, folder, to)
+        run.run()
+        _, (new_schema, new_tables) = copy.read(_read_contents)
+        with _closing(copy.open()) as connection:
+            connection.set_progress_handler(  # lets Ctrl-C in
+                _as_progress_handler(database.report.check_stop), TICK_INSTRUCTIONS)
+            connection.text_factory = lambda text: text.decode(errors="replace")
+            connection.execute("ATTACH ? AS before", (before,)).fetchall()
+            compared = _compare_tables(connection, tables, new_tables, examples)
+    return {
+        "migrations": [{"version": each.script.version, "name": each.script.name,
+                        "seconds": each.seconds} for each in run.applied],
+        "diff": _diff_schemas(schema, new_schema, f"{database.name} at version {version}",
+                              "after the pending scripts"),
+        **compared, "broken": run.broken}
 
 
 def enroll_db(db_path: StrPath, migrations_dir: StrPath, *,
@@ -386,7 +424,39 @@ def enroll_db(db_path: StrPath, migrations_dir: StrPath, *,
     Raises: MigrationError also if the database has a version already, or if
         no version has its schema: the text shows the nearest as a diff.
     """
-    return _enroll(_Database(db_path, connect=connect), os.fsdecode(migrations_dir))
+    database, folder = _as_database(db_path, connect), os.fsdecode(migrations_dir)
+    # The lock is held, so that no other process changes the schema or sets the version meanwhile.
+    with database.explained(), database.writing() as connection:
+        if connection.execute(HAS_META).fetchall() or _is_empty(connection):
+            version = _read_version(connection, database.name)  # raises if it is empty
+            raise MigrationError(f"{database.name} is already versioned, at version {version}. "
+                                 "Nothing was changed. Run fastmigrate without --enroll.")
+        _forget(connection, MAX_VERSION, database.name)  # fails if the history is not ours
+        schema = _schema_without_tools(database, connection)
+        written = ""
+        listing = _scan(folder) if os.path.exists(folder) else _Listing(folder, {}, {}, [])
+        if listing.ignored:
+            database.report.warn(_describe_ignored(listing))
+        if listing.names:
+            _refuse_twins(listing)
+            _announce(database.report, listing)
+            version = _find_version(database, schema, listing)
+        else:
+            version, written = 1, _write_first_script(database, schema, folder)
+            listing = _scan(folder)
+        try:
+            connection.execute(CREATE_META)
+            connection.execute(INSERT_META, (version,)).fetchall()
+            _record(connection, version, [], listing,
+                    _broken_objects(_select_objects(connection), connection))
+            database.commit(connection)
+        except BaseException:
+            if written and connection.in_transaction:  # it was not committed
+                _remove(written)
+            raise
+        if written:
+            database.report.result(f"wrote {written}")
+        return version
 
 
 def squash(migrations_dir: StrPath, to: int, *, connect: Connect = sqlite3.connect) -> Path:
@@ -477,16 +547,7 @@ def get_schema(migrations_dir: StrPath, *, to: int | None = None,
 def get_db_schema(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> str:
     """Return the schema of a database, versioned or not, like get_schema().
     The tables of migration tools, this one included, are left out."""
-    database = _Database(db_path, connect=connect)
-    database.must_exist()
-
-    def read() -> str:
-        with _closing(database.open()) as connection:
-            connection.execute("BEGIN")
-            return _schema_text(_read_schema(connection))
-
-    with database.explained():
-        return str(database.retry_while_locked(read))
+    return _schema_text(_Database(db_path, connect=connect).read_unversioned(_read_schema))
 
 
 def get_migration_scripts(migrations_dir: StrPath) -> dict[int, Path]:
@@ -1405,7 +1466,7 @@ class _WorkingCopy:
         """Return a connection to a new database at the path of the copy. It has more pages
         than a step of the backup copies, or the first step would be the last and commit it."""
         database = self._database
-        size = int(target.execute("PRAGMA page_size").fetchall()[0][0])
+        size = _page_size(target)
         encoding = target.execute("PRAGMA encoding").fetchall()[0][0]
         self._create()
         gate = None
@@ -1449,7 +1510,7 @@ class _WorkingCopy:
 
     def _check_page_size(self, reader: sqlite3.Connection) -> None:
         with _closing(self._database.open(self.path)) as copy:  # not the gate: it has the old size
-            sizes = [c.execute("PRAGMA page_size").fetchall()[0][0] for c in (reader, copy)]
+            sizes = _page_size(reader), _page_size(copy)
         if sizes[0] != sizes[1]:
             raise _CopyRejected(
                 f"it changed the page size from {sizes[0]} to {sizes[1]}, which SQLite does not "
@@ -1486,25 +1547,6 @@ class _WorkingCopy:
                 _remove_database(path)
 
 
-class _MemoryCopy(_WorkingCopy):
-    """A working copy of a database in memory: there is no lock to hold."""
-
-    def __init__(self, database: _MemoryDatabase, path: str, tick: Callable[[], None]) -> None:
-        super().__init__(database, "", tick)
-        self._memory = database
-        self.path = path
-
-    def replace_database(self, work: Callable[[sqlite3.Connection], int]) -> None:
-        """Let `work` fill and change the copy; then make it the database."""
-        try:
-            version = work(self._memory.connection)
-            with _closing(self._database.open(self.path)) as source:
-                self._pin(source, version)
-                self._memory.renew(source)
-        finally:
-            _remove_database(self.path)
-
-
 def _unique() -> str:
     """Return a unique part of a file name. It begins with the process id, which _Wait reads."""
     return f"{os.getpid()}-{os.urandom(3).hex()}"
@@ -1527,11 +1569,11 @@ def _fingerprint(path: str) -> tuple[object, ...]:
         return _identify(path), file.read(100)
 
 
-# ------------------------------------------------------------------ foreign keys, triggers, views
+# ------------------------------------------------------------------ foreign keys
 
-# What a script can have broken, and when that is judged. A reference that dangles fails the
-# script that left it. A trigger, a view or a foreign key that does not work any more is judged
-# at the end of the run, because a later script may fix it, and is only a warning.
+# A reference that dangles fails the script that left it. A trigger, a view or a foreign key that
+# does not work any more is judged at the end of the run, because a later script may fix it, and
+# is only a warning: see "what no longer works", far below.
 
 
 class _Changes:
@@ -1774,169 +1816,6 @@ def _explain_dangling(connection: sqlite3.Connection, new: KeysThatDangle, comme
     return f"{what}{row} refers to a row of {parent} that does not exist", (
         f"Let the script change or delete these rows too. {on_delete}If this is intended, start "
         f"it with {directive}")
-
-
-# -------------------------------------------------------------- what no longer works
-
-# What SQLite says about an object that needs something only the application has.
-OF_THE_APPLICATION = (
-    "no such function", "no such collation sequence", "no such module", "no such tokenizer",
-    "wrong number of arguments to function", "unsafe use of", "not authorized",
-    "is prohibited", "vtable constructor failed")
-
-
-def _newly_broken(connection: sqlite3.Connection, before: list[Any]) -> dict[str, str]:
-    """Return what _broken_objects() finds now, and not in the schema `before`, which is tried
-    only if something is broken now."""
-    broken = _broken_objects(_read_objects(connection), connection)
-    old = _broken_objects(before) if broken else {}
-    return {name: fault for name, fault in broken.items() if name not in old}
-
-
-def _broken_objects(objects: list[Any], connection: sqlite3.Connection | None = None,
-                    ) -> dict[str, str]:
-    """Return {name: fault} of what does not work in a schema: views and triggers that do not
-    compile, and tables with a foreign key that cannot work. `connection` is to a database with
-    this schema, if there is one: to look up foreign keys, it needs no copy of the schema."""
-    has_code = any(kind in ("view", "trigger") for kind, *_ in objects)
-    if connection and not has_code:
-        faults = {f"table {name}": _find_fault_of_keys(connection, name, ())
-                  for kind, name, *_ in objects if kind == "table"}
-    elif has_code or any("references" in sql.lower() for *_, sql in objects):
-        # Not by the application's `connect`, which may make a file of this name. What needs a
-        # function that only the application has is no fault.
-        with _closing(sqlite3.connect(":memory:", isolation_level=None)) as scratch:
-            copy = _EmptyCopy(scratch, objects)
-            faults = {f"{kind} {name}": copy.try_out(kind, name, table, sql)
-                      for kind, name, table, sql in objects}
-    else:
-        faults = {}
-    return {name: f"{name} {fault}" for name, fault in faults.items() if fault}
-
-
-class _EmptyCopy:
-    """A copy of a schema in memory, in which each object is tried by itself."""
-
-    def __init__(self, connection: sqlite3.Connection, objects: list[Any]) -> None:
-        self._connection = connection
-        self._views = {_fold(name): _fold(sql) for kind, name, _, sql in objects if kind == "view"}
-        self._triggers: dict[str, dict[str, str]] = {}  # {view: {name: SQL}}
-        self._lacking: set[str] = set()  # tables that need something only the application has
-        # If foreign keys were on, SQLite would report them as faults of triggers.
-        connection.execute("PRAGMA foreign_keys = OFF").fetchall()
-        for kind, name, table, sql in objects:
-            if kind == "trigger":
-                if _fold(table) not in self._views:
-                    continue
-                self._triggers.setdefault(_fold(table), {})[name] = sql
-            self._create(table, sql)
-
-    def _create(self, table: str, sql: str) -> None:
-        try:
-            self._connection.execute(sql).fetchall()
-        except self._connection.Error:
-            self._lacking.add(_fold(table))
-
-    def try_out(self, kind: str, name: str, table: str, sql: str) -> str:
-        """Return what is wrong with an object, or ""."""
-        if kind == "table":
-            return _find_fault_of_keys(self._connection, name, self._lacking)
-        reason = ""
-        if kind == "view":
-            reason = self._compile(f"SELECT * FROM main.{_quoted(name)}")
-        elif kind == "trigger":
-            reason = self._try_trigger(name, table, sql)
-        return f"does not compile: {reason}" if reason else ""
-
-    def _try_trigger(self, name: str, table: str, sql: str) -> str:
-        """SQLite does not say which trigger is at fault, so a trigger is tried while the others
-        are not there. Only those of other views stay, because a view without them cannot be
-        written to."""
-        others = self._triggers.get(_fold(table), {})
-        for other in others:
-            self._connection.execute(f"DROP TRIGGER IF EXISTS {_quoted(other)}")
-        self._create(table, sql)
-        reason = self._compile_writes(table)
-        self._connection.execute(f"DROP TRIGGER IF EXISTS {_quoted(name)}")
-        for other_sql in others.values():
-            self._create(table, other_sql)
-        return reason
-
-    def _compile_writes(self, table: str) -> str:
-        """Return why a statement that sets off the triggers of a table does not compile, or ""."""
-        quoted = _quoted(table)
-        try:
-            columns = [_quoted(row[1]) for row in self._connection.execute(
-                f"PRAGMA main.table_xinfo({quoted})").fetchall() if not row[6]]  # not generated
-        except self._connection.OperationalError:
-            return ""  # a view that does not compile itself
-        if not columns:
-            return ""  # there is no such table here: see self._lacking
-        for statement in (
-                f"INSERT INTO main.{quoted} DEFAULT VALUES", f"DELETE FROM main.{quoted}",
-                f"UPDATE main.{quoted} SET " + ", ".join(f"{c} = {c}" for c in columns)):
-            reason = self._compile(statement)
-            # No trigger of a view replaces this kind of write, so no trigger is broken.
-            if reason and _fold(reason) != f"cannot modify {_fold(table)} because it is a view":
-                return reason
-        return ""
-
-    def _compile(self, statement: str) -> str:
-        """Return why a statement does not compile, "" if it does or if the reason is that this
-        connection lacks what the application's connections have."""
-        # The time makes each text unique. Otherwise Python would reuse a statement that it has
-        # compiled, and SQLite does not compile an EXPLAIN again after the schema has changed.
-        try:
-            self._connection.execute(f"EXPLAIN {statement} -- {time.perf_counter_ns()}").close()
-            return ""
-        except self._connection.Error as error:
-            reason = str(error)
-        if any(sign in reason for sign in OF_THE_APPLICATION):
-            return ""
-        table = _fold(reason.partition("no such table: ")[2]).removeprefix("main.")
-        is_function = table and any(  # of the application: SELECT * FROM series(1, 9)
-            f" {table}(" in sql for sql in self._views.values())
-        is_elsewhere = is_function or table in self._lacking or table.startswith("sqlite_")
-        return "" if is_elsewhere else reason
-
-
-def _find_fault_of_keys(connection: sqlite3.Connection, child: str, lacking: Container[str],
-                        ) -> str:
-    """Return why a foreign key of a table cannot work, "" if all can. A parent that is `lacking`
-    here is no fault."""
-    for (_, parent, columns), named in _foreign_keys(connection, child):
-        key = _key_of_parent(connection, parent, named)
-        if not key and _fold(parent) not in lacking:
-            why = "does not exist" if key is None else "has no such primary or unique key"
-            return (f"has a foreign key that cannot work: {', '.join(columns)} refers to "
-                    f"the table {parent}, which {why}")
-    return ""
-
-
-def _blame(name: str, fault: str, ran: list[tuple[str, _Changes | None]]) -> str:
-    """Return the last script of the run that dropped what SQLite's reason names; else the last one
-    that created or altered the broken object, or what the reason names; else the only script;
-    else "this run"."""
-    import re
-    reason = set(re.findall(r"[\w$]+", _fold(fault.partition(": ")[2])))
-    for kind, words in (
-            ("dropped", reason), ("made", {_fold(name.partition(" ")[2])}), ("made", reason)):
-        for script, changes in reversed(ran):
-            if changes and words & getattr(changes, kind):
-                return script
-    return ran[0][0] if len(ran) == 1 else "this run"
-
-
-def _broken_and_known(connection: sqlite3.Connection,
-                      ) -> tuple[dict[str, str], set[str]]:
-    """Return what is broken now, and the names of what was broken already when the history
-    began. Without a history, everything that is broken counts as known."""
-    broken = _broken_objects(_read_objects(connection), connection)
-    if not broken or not connection.execute(HAS_HISTORY).fetchall():
-        return broken, set(broken)
-    return broken, {name for names, in connection.execute(
-        "SELECT CAST(checksum AS TEXT) FROM main._migration_history WHERE name = ''").fetchall()
-        for name in names.split("\n")}
 
 
 # ------------------------------------------------------------------ script files
@@ -2785,6 +2664,9 @@ class _Database:
         self.errors: tuple[type[Exception], ...] = (sqlite3.Error,)
         self.durable = durable  # must outlive a power cut
 
+    def __fspath__(self) -> str:
+        return self.path_as_given
+
     # -------------------------------------------------------------- connections
 
     def open(self, path: str = "") -> sqlite3.Connection:
@@ -2841,21 +2723,28 @@ class _Database:
             raise
 
     def read(self, also: Reader = lambda *details: None) -> tuple[int, Any]:
-        """Return (version, also(connection, version)), both read in one read transaction. Takes
-        no lock that blocks a writer.
+        """Return (version, also(connection, version)), both of one state. Takes no lock that
+        blocks a writer.
 
         Raises: as get_db_version().
         """
-        def read_by(connection: sqlite3.Connection) -> tuple[int, Any]:
+        def read(connection: sqlite3.Connection) -> tuple[int, Any]:
+            version = _read_version(connection, self.name)
+            return version, also(connection, version)
+
+        found: tuple[int, Any] = self.read_unversioned(read)
+        return found
+
+    def read_unversioned(self, act: Callable[[sqlite3.Connection], Any]) -> Any:
+        """Return act(connection), with a connection in a read transaction."""
+        def read_by(connection: sqlite3.Connection) -> Any:
             with _closing(connection):
                 connection.execute("BEGIN")  # all of it is one state, and locked once
-                version = _read_version(connection, self.name)
-                return version, also(connection, version)
+                return act(connection)
 
         self.must_exist()
         try:
-            found: tuple[int, Any] = self.retry_while_locked(lambda: read_by(self.open()))
-            return found
+            return self.retry_while_locked(lambda: read_by(self.open()))
         except self.errors + (MemoryError,) as error:
             if not self._needs_immutable(error):
                 raise self.explain(error) from error
@@ -3035,6 +2924,12 @@ class _Database:
             self.commit(connection)
 
 
+def _as_database(db_path: StrPath, connect: Connect) -> _Database:
+    """Return the database at a path. The command line passes its own database, with its timeout
+    and its report, to the public calls."""
+    return db_path if isinstance(db_path, _Database) else _Database(db_path, connect=connect)
+
+
 def _check_path(path: str) -> None:
     """Refuse URLs and ":memory:". Other tools accept them, but here they would become the names
     of new files."""
@@ -3064,6 +2959,10 @@ def _journal_mode(connection: sqlite3.Connection, wanted: str = "") -> str:
     """Set the journal mode if `wanted` is given. Return the mode that the database has now."""
     setting = f" = {wanted}" if wanted else ""
     return str(connection.execute(f"PRAGMA main.journal_mode{setting}").fetchall()[0][0])
+
+
+def _page_size(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA main.page_size").fetchall()[0][0])
 
 
 # This query reads sqlite_master, because a script can delete _meta there with PRAGMA
@@ -3103,66 +3002,6 @@ def _read_version(connection: sqlite3.Connection, name: str) -> int:
            else "Delete its other rows, or rename it if it is not fastmigrate's.")
     raise MigrationError(f"{name} has a damaged table _meta: it must hold one row, (1, version), "
                          f"and holds {held}. {way}")
-
-
-class _MemoryDatabase(_Database):
-    """A database in memory, which no other process sees: nothing is locked, and nothing
-    outlives this process. Scripts that need a file get one in a temporary directory."""
-
-    def __init__(self, connect: Connect, report: _Report | None = None) -> None:
-        super().__init__("memory", connect=connect, report=report, durable=False)
-        self.name = "the database in memory"
-        self.path = ":memory:"  # each connection to it is to a new, empty database
-        self.connection = self.open()
-        self.connection.executescript(f"{CREATE_META}; INSERT INTO _meta VALUES (1, 0);")
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> _MemoryDatabase:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.connection.close()
-        if self._folder:
-            self._folder.cleanup()
-
-    def replay(self, migrations_dir: StrPath, to: int | None = None) -> None:
-        """Run the scripts up to a version."""
-        _replay(self, migrations_dir, to)
-
-    def standing_after(self, script: _Script, version: int) -> str:
-        return "This was a trial in a scratch database: nothing was changed."
-
-    def must_exist(self) -> None:
-        """It does."""
-
-    def find_copies(self) -> list[str]:
-        return []
-
-    def read(self, also: Reader = lambda *details: None) -> tuple[int, Any]:
-        version = _read_version(self.connection, self.name)
-        return version, also(self.connection, version)
-
-    def writing(self) -> _closing:
-        _prepare_for_writing(self.connection, durable=False)
-        self.connection.execute("BEGIN")
-        return _closing(self.connection, self.renew)
-
-    def renew(self, source: sqlite3.Connection | None = None) -> None:
-        """Copy the database, or another one, to a new connection, and close the old one: to get
-        rid of the temporary tables, attached databases and settings that a script left in it,
-        and because the page size of a database in memory cannot change."""
-        old, self.connection = self.connection, self.open()
-        if old.in_transaction:
-            old.execute("ROLLBACK")
-        old.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
-        _copy_pages(source or old, self.connection)
-        old.close()
-
-    def working_copy(self, label: str, tick: Callable[[], None]) -> _WorkingCopy:
-        import tempfile
-        if not self._folder:
-            self._folder = tempfile.TemporaryDirectory(prefix="fastmigrate-")
-        return _MemoryCopy(self, os.path.join(self._folder.name, f"scratch.db-{label}"), tick)
 
 
 # -------------------------------------------------------------- waiting
@@ -3319,18 +3158,20 @@ def _copy_database(database: _Database, path: str) -> None:
         database.report.progress(lambda: f"backup of {database.name}: "
                                  f"{100 * (total - remaining) // (total or 1)} %")
 
+    def copy_from(source: sqlite3.Connection) -> None:
+        with _closing(database.open(path)) as copy:
+            if _identify(path) != made:  # SQLite created one that others may read
+                _remove_database(path)
+                raise FileNotFoundError(errno.ENOENT, "another process removed it", path)
+            copy.execute("PRAGMA journal_mode = OFF").fetchall()  # nothing to roll back to
+            copy.execute("PRAGMA synchronous = OFF").fetchall()  # it is synced when complete
+            source.execute("SELECT 1 FROM sqlite_master").fetchall()  # one state from here on
+            _copy_pages(source, copy, step)
+
     wait = _Wait(database)
     _create_private(path, database.path)
     made = _identify(path)
-    with _closing(database.open()) as source, _closing(database.open(path)) as copy:
-        if _identify(path) != made:  # SQLite created one that others may read
-            _remove_database(path)
-            raise FileNotFoundError(errno.ENOENT, "another process removed it", path)
-        copy.execute("PRAGMA journal_mode = OFF").fetchall()  # nothing to roll back to
-        copy.execute("PRAGMA synchronous = OFF").fetchall()  # it is synced when complete
-        source.execute("BEGIN")  # one state from here on, whoever writes meanwhile
-        database.execute_patiently(source, "SELECT 1 FROM sqlite_master")
-        _copy_pages(source, copy, step)
+    database.read_unversioned(copy_from)
     database.report.end_progress()
     if database.durable:
         _sync(path)
@@ -3370,8 +3211,7 @@ def _restore(database: _Database, backup: str) -> int:
         copy.remove_leftovers()
         if not _is_empty(reader):
             kept.append(_back_up(database, ".before-restore"))
-        with _closing(source.open()) as backed_up:
-            copy.fill_from(backed_up)
+        source.read_unversioned(copy.fill_from)
         return version
 
     with database.explained(changes=True):
@@ -3466,10 +3306,10 @@ def _rename_files(old: str, new: str, ends: Iterable[str]) -> None:
 
 def _match_page_size(database: _Database, source: _Database) -> None:
     """Leave WAL mode if a backup has another page size, which SQLite does not change in it."""
-    with _closing(database.open()) as connection, _closing(source.open()) as backup:
+    wanted = source.read_unversioned(_page_size)
+    with _closing(database.open()) as connection:
         def match() -> None:
-            sizes = [each.execute("PRAGMA page_size").fetchall() for each in (connection, backup)]
-            if sizes[0] != sizes[1] and _journal_mode(connection) == "wal":
+            if _page_size(connection) != wanted and _journal_mode(connection) == "wal":
                 _journal_mode(connection, "DELETE")
 
         database.retry_while_locked(match)
@@ -3615,6 +3455,133 @@ def _remove_database(path: str) -> None:
             os.unlink(path + end)
         except OSError:
             pass
+
+
+# ------------------------------------------------------------------ scratch databases
+
+
+class _MemoryDatabase(_Database):
+    """A database in memory, which no other process sees: nothing is locked, and nothing
+    outlives this process. Scripts that need a file get one in a temporary directory."""
+
+    def __init__(self, connect: Connect, report: _Report | None = None) -> None:
+        super().__init__("memory", connect=connect, report=report, durable=False)
+        self.name = "the database in memory"
+        self.path = ":memory:"  # each connection to it is to a new, empty database
+        self.connection = self.open()
+        self.connection.executescript(f"{CREATE_META}; INSERT INTO _meta VALUES (1, 0);")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> _MemoryDatabase:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.connection.close()
+        if self._folder:
+            self._folder.cleanup()
+
+    def replay(self, migrations_dir: StrPath, to: int | None = None) -> None:
+        """Run the scripts up to a version."""
+        _replay(self, migrations_dir, to)
+
+    def standing_after(self, script: _Script, version: int) -> str:
+        return "This was a trial in a scratch database: nothing was changed."
+
+    def must_exist(self) -> None:
+        """It does."""
+
+    def find_copies(self) -> list[str]:
+        return []
+
+    def read(self, also: Reader = lambda *details: None) -> tuple[int, Any]:
+        version = _read_version(self.connection, self.name)
+        return version, also(self.connection, version)
+
+    def writing(self) -> _closing:
+        _prepare_for_writing(self.connection, durable=False)
+        self.connection.execute("BEGIN")
+        return _closing(self.connection, self.renew)
+
+    def renew(self, source: sqlite3.Connection | None = None) -> None:
+        """Copy the database, or another one, to a new connection, and close the old one: to get
+        rid of the temporary tables, attached databases and settings that a script left in it,
+        and because the page size of a database in memory cannot change."""
+        old, self.connection = self.connection, self.open()
+        if old.in_transaction:
+            old.execute("ROLLBACK")
+        old.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
+        _copy_pages(source or old, self.connection)
+        old.close()
+
+    def working_copy(self, label: str, tick: Callable[[], None]) -> _WorkingCopy:
+        import tempfile
+        if not self._folder:
+            self._folder = tempfile.TemporaryDirectory(prefix="fastmigrate-")
+        return _MemoryCopy(self, os.path.join(self._folder.name, f"scratch.db-{label}"), tick)
+
+
+class _MemoryCopy(_WorkingCopy):
+    """A working copy of a database in memory: there is no lock to hold."""
+
+    def __init__(self, database: _MemoryDatabase, path: str, tick: Callable[[], None]) -> None:
+        super().__init__(database, "", tick)
+        self._memory = database
+        self.path = path
+
+    def replace_database(self, work: Callable[[sqlite3.Connection], int]) -> None:
+        """Let `work` fill and change the copy; then make it the database."""
+        try:
+            version = work(self._memory.connection)
+            with _closing(self._database.open(self.path)) as source:
+                self._pin(source, version)
+                self._memory.renew(source)
+        finally:
+            _remove_database(self.path)
+
+
+class _ScratchFile(_Database):
+    """A database file that is removed after its use, or if a script fails. The error of that
+    script ends with the sentence `outcome`. Commands to paste are for the database `original`."""
+
+    def __init__(self, path: StrPath, name: str, outcome: str, original: str = "",
+                 **options: Any) -> None:
+        super().__init__(path, **options)
+        self.name = name
+        self.path_as_given = original or self.path_as_given
+        self._outcome = outcome
+
+    def standing_after(self, script: _Script, version: int) -> str:
+        return self._outcome
+
+
+def _replay(scratch: _Database, migrations_dir: StrPath, to: int | None) -> None:
+    """Run the scripts up to a version on a scratch database, which cannot tell which of several
+    scripts of one number ran on a real one."""
+    listing = _scan(migrations_dir)
+    _refuse_twins(listing)
+    if listing.ignored:
+        scratch.report.warn(_describe_ignored(listing))
+    _Run(scratch, migrations_dir, to, listing=listing).run()
+
+
+def _announce(report: _Report, listing: _Listing, version: int = 0, to: int | None = None) -> None:
+    """Warn of the scripts that can write elsewhere than to their database: .py, .sh and ATTACH.
+    Call this before the scripts above `version`, up to `to`, run on a scratch database or copy."""
+    import re
+    attach = re.compile(rb"""\battach\s+(database\s+)?['"]""", re.I)
+    found = []
+    for number, name in sorted(listing.names.items()):
+        script = _Script(listing.folder, number, name)
+        if not version < number <= (MAX_VERSION if to is None else to):
+            continue
+        try:
+            if not script.is_sql or any(map(attach.search, _Reading(script).lines())):
+                found.append(name)
+        except _ScriptFailed:
+            pass  # it cannot be read, as the run will report
+    if found:
+        report.warn(f"now running on a scratch database or copy: {_cut(found)}. What they do "
+                    "outside of it (files, other databases, the network) really happens.")
 
 
 # ------------------------------------------------------------------ processes
@@ -4139,6 +4106,169 @@ def _diff_from_scripts(scratch: _MemoryDatabase, migrations_dir: StrPath, versio
     scratch.replay(migrations_dir, version)
     own = scratch.read(_read_schema)[1]
     return _diff_schemas(own, other, f"the scripts up to {version}", name)
+
+
+# ------------------------------------------------------------------ what no longer works
+
+# What SQLite says about an object that needs something only the application has.
+OF_THE_APPLICATION = (
+    "no such function", "no such collation sequence", "no such module", "no such tokenizer",
+    "wrong number of arguments to function", "unsafe use of", "not authorized",
+    "is prohibited", "vtable constructor failed")
+
+
+def _newly_broken(connection: sqlite3.Connection, before: list[Any]) -> dict[str, str]:
+    """Return what _broken_objects() finds now, and not in the schema `before`, which is tried
+    only if something is broken now."""
+    broken = _broken_objects(_read_objects(connection), connection)
+    old = _broken_objects(before) if broken else {}
+    return {name: fault for name, fault in broken.items() if name not in old}
+
+
+def _broken_objects(objects: list[Any], connection: sqlite3.Connection | None = None,
+                    ) -> dict[str, str]:
+    """Return {name: fault} of what does not work in a schema: views and triggers that do not
+    compile, and tables with a foreign key that cannot work. `connection` is to a database with
+    this schema, if there is one: to look up foreign keys, it needs no copy of the schema."""
+    has_code = any(kind in ("view", "trigger") for kind, *_ in objects)
+    if connection and not has_code:
+        faults = {f"table {name}": _find_fault_of_keys(connection, name, ())
+                  for kind, name, *_ in objects if kind == "table"}
+    elif has_code or any("references" in sql.lower() for *_, sql in objects):
+        # Not by the application's `connect`, which may make a file of this name. What needs a
+        # function that only the application has is no fault.
+        with _closing(sqlite3.connect(":memory:", isolation_level=None)) as scratch:
+            copy = _EmptyCopy(scratch, objects)
+            faults = {f"{kind} {name}": copy.try_out(kind, name, table, sql)
+                      for kind, name, table, sql in objects}
+    else:
+        faults = {}
+    return {name: f"{name} {fault}" for name, fault in faults.items() if fault}
+
+
+class _EmptyCopy:
+    """A copy of a schema in memory, in which each object is tried by itself."""
+
+    def __init__(self, connection: sqlite3.Connection, objects: list[Any]) -> None:
+        self._connection = connection
+        self._views = {_fold(name): _fold(sql) for kind, name, _, sql in objects if kind == "view"}
+        self._triggers: dict[str, dict[str, str]] = {}  # {view: {name: SQL}}
+        self._lacking: set[str] = set()  # tables that need something only the application has
+        # If foreign keys were on, SQLite would report them as faults of triggers.
+        connection.execute("PRAGMA foreign_keys = OFF").fetchall()
+        for kind, name, table, sql in objects:
+            if kind == "trigger":
+                if _fold(table) not in self._views:
+                    continue
+                self._triggers.setdefault(_fold(table), {})[name] = sql
+            self._create(table, sql)
+
+    def _create(self, table: str, sql: str) -> None:
+        try:
+            self._connection.execute(sql).fetchall()
+        except self._connection.Error:
+            self._lacking.add(_fold(table))
+
+    def try_out(self, kind: str, name: str, table: str, sql: str) -> str:
+        """Return what is wrong with an object, or ""."""
+        if kind == "table":
+            return _find_fault_of_keys(self._connection, name, self._lacking)
+        reason = ""
+        if kind == "view":
+            reason = self._compile(f"SELECT * FROM main.{_quoted(name)}")
+        elif kind == "trigger":
+            reason = self._try_trigger(name, table, sql)
+        return f"does not compile: {reason}" if reason else ""
+
+    def _try_trigger(self, name: str, table: str, sql: str) -> str:
+        """SQLite does not say which trigger is at fault, so a trigger is tried while the others
+        are not there. Only those of other views stay, because a view without them cannot be
+        written to."""
+        others = self._triggers.get(_fold(table), {})
+        for other in others:
+            self._connection.execute(f"DROP TRIGGER IF EXISTS {_quoted(other)}")
+        self._create(table, sql)
+        reason = self._compile_writes(table)
+        self._connection.execute(f"DROP TRIGGER IF EXISTS {_quoted(name)}")
+        for other_sql in others.values():
+            self._create(table, other_sql)
+        return reason
+
+    def _compile_writes(self, table: str) -> str:
+        """Return why a statement that sets off the triggers of a table does not compile, or ""."""
+        quoted = _quoted(table)
+        try:
+            columns = [_quoted(row[1]) for row in self._connection.execute(
+                f"PRAGMA main.table_xinfo({quoted})").fetchall() if not row[6]]  # not generated
+        except self._connection.OperationalError:
+            return ""  # a view that does not compile itself
+        if not columns:
+            return ""  # there is no such table here: see self._lacking
+        for statement in (
+                f"INSERT INTO main.{quoted} DEFAULT VALUES", f"DELETE FROM main.{quoted}",
+                f"UPDATE main.{quoted} SET " + ", ".join(f"{c} = {c}" for c in columns)):
+            reason = self._compile(statement)
+            # No trigger of a view replaces this kind of write, so no trigger is broken.
+            if reason and _fold(reason) != f"cannot modify {_fold(table)} because it is a view":
+                return reason
+        return ""
+
+    def _compile(self, statement: str) -> str:
+        """Return why a statement does not compile, "" if it does or if the reason is that this
+        connection lacks what the application's connections have."""
+        # The time makes each text unique. Otherwise Python would reuse a statement that it has
+        # compiled, and SQLite does not compile an EXPLAIN again after the schema has changed.
+        try:
+            self._connection.execute(f"EXPLAIN {statement} -- {time.perf_counter_ns()}").close()
+            return ""
+        except self._connection.Error as error:
+            reason = str(error)
+        if any(sign in reason for sign in OF_THE_APPLICATION):
+            return ""
+        table = _fold(reason.partition("no such table: ")[2]).removeprefix("main.")
+        is_function = table and any(  # of the application: SELECT * FROM series(1, 9)
+            f" {table}(" in sql for sql in self._views.values())
+        is_elsewhere = is_function or table in self._lacking or table.startswith("sqlite_")
+        return "" if is_elsewhere else reason
+
+
+def _find_fault_of_keys(connection: sqlite3.Connection, child: str, lacking: Container[str],
+                        ) -> str:
+    """Return why a foreign key of a table cannot work, "" if all can. A parent that is `lacking`
+    here is no fault."""
+    for (_, parent, columns), named in _foreign_keys(connection, child):
+        key = _key_of_parent(connection, parent, named)
+        if not key and _fold(parent) not in lacking:
+            why = "does not exist" if key is None else "has no such primary or unique key"
+            return (f"has a foreign key that cannot work: {', '.join(columns)} refers to "
+                    f"the table {parent}, which {why}")
+    return ""
+
+
+def _blame(name: str, fault: str, ran: list[tuple[str, _Changes | None]]) -> str:
+    """Return the last script of the run that dropped what SQLite's reason names; else the last one
+    that created or altered the broken object, or what the reason names; else the only script;
+    else "this run"."""
+    import re
+    reason = set(re.findall(r"[\w$]+", _fold(fault.partition(": ")[2])))
+    for kind, words in (
+            ("dropped", reason), ("made", {_fold(name.partition(" ")[2])}), ("made", reason)):
+        for script, changes in reversed(ran):
+            if changes and words & getattr(changes, kind):
+                return script
+    return ran[0][0] if len(ran) == 1 else "this run"
+
+
+def _broken_and_known(connection: sqlite3.Connection,
+                      ) -> tuple[dict[str, str], set[str]]:
+    """Return what is broken now, and the names of what was broken already when the history
+    began. Without a history, everything that is broken counts as known."""
+    broken = _broken_objects(_read_objects(connection), connection)
+    if not broken or not connection.execute(HAS_HISTORY).fetchall():
+        return broken, set(broken)
+    return broken, {name for names, in connection.execute(
+        "SELECT CAST(checksum AS TEXT) FROM main._migration_history WHERE name = ''").fetchall()
+        for name in names.split("\n")}
 
 
 # ------------------------------------------------------------------ from schema.sql to a script
@@ -5121,33 +5251,6 @@ def _float_literal(connection: sqlite3.Connection, value: float) -> str:
 # ------------------------------------------------------------------ comparing and enrolling
 
 
-class _ScratchFile(_Database):
-    """A database file that is removed after its use, or if a script fails. The error of that
-    script ends with the sentence `outcome`. Commands to paste are for the database `original`."""
-
-    def __init__(self, path: StrPath, name: str, outcome: str, original: str = "",
-                 **options: Any) -> None:
-        super().__init__(path, **options)
-        self.name = name
-        self.path_as_given = original or self.path_as_given
-        self._outcome = outcome
-
-    def standing_after(self, script: _Script, version: int) -> str:
-        return self._outcome
-
-
-def _verify(database: _Database, folder: str) -> str:
-    """Return what verify() returns."""
-    with database.explained():
-        listing = _scan(folder)
-        _refuse_twins_for(database, listing)
-    version, schema = database.read(
-        lambda connection, version: _schema_without_tools(database, connection))
-    _announce(database.report, listing, to=version)
-    with _MemoryDatabase(database.connect, database.report.of_scratch()) as scratch:
-        return _diff_from_scripts(scratch, folder, version, schema, database.name)
-
-
 def _schema_without_tools(database: _Database, connection: sqlite3.Connection) -> Schema:
     """Return the schema of a database; name the tables of other tools, which are no part of it."""
     tables = _read_bookkeeping(connection)
@@ -5157,73 +5260,7 @@ def _schema_without_tools(database: _Database, connection: sqlite3.Connection) -
     return _read_schema(connection)
 
 
-def _replay(scratch: _Database, migrations_dir: StrPath, to: int | None) -> None:
-    """Run the scripts up to a version on a scratch database, which cannot tell which of several
-    scripts of one number ran on a real one."""
-    listing = _scan(migrations_dir)
-    _refuse_twins(listing)
-    if listing.ignored:
-        scratch.report.warn(_describe_ignored(listing))
-    _Run(scratch, migrations_dir, to, listing=listing).run()
-
-
-def _announce(report: _Report, listing: _Listing, version: int = 0, to: int | None = None) -> None:
-    """Warn of the scripts that can write elsewhere than to their database: .py, .sh and ATTACH.
-    Call this before the scripts above `version`, up to `to`, run on a scratch database or copy."""
-    import re
-    attach = re.compile(rb"""\battach\s+(database\s+)?['"]""", re.I)
-    found = []
-    for number, name in sorted(listing.names.items()):
-        script = _Script(listing.folder, number, name)
-        if not version < number <= (MAX_VERSION if to is None else to):
-            continue
-        try:
-            if not script.is_sql or any(map(attach.search, _Reading(script).lines())):
-                found.append(name)
-        except _ScriptFailed:
-            pass  # it cannot be read, as the run will report
-    if found:
-        report.warn(f"now running on a scratch database or copy: {_cut(found)}. What they do "
-                    "outside of it (files, other databases, the network) really happens.")
-
-
 # -------------------------------------------------------------- enrolling
-
-
-def _enroll(database: _Database, folder: str) -> int:
-    """Do what enroll_db() does. The write lock is held, so that no other process changes the
-    schema or sets the version meanwhile."""
-    with database.explained(), database.writing() as connection:
-        if connection.execute(HAS_META).fetchall() or _is_empty(connection):
-            version = _read_version(connection, database.name)  # raises if it is empty
-            raise MigrationError(f"{database.name} is already versioned, at version {version}. "
-                                 "Nothing was changed. Run fastmigrate without --enroll.")
-        _forget(connection, MAX_VERSION, database.name)  # fails if the history is not ours
-        schema = _schema_without_tools(database, connection)
-        written = ""
-        listing = _scan(folder) if os.path.exists(folder) else _Listing(folder, {}, {}, [])
-        if listing.ignored:
-            database.report.warn(_describe_ignored(listing))
-        if listing.names:
-            _refuse_twins(listing)
-            _announce(database.report, listing)
-            version = _find_version(database, schema, listing)
-        else:
-            version, written = 1, _write_first_script(database, schema, folder)
-            listing = _scan(folder)
-        try:
-            connection.execute(CREATE_META)
-            connection.execute(INSERT_META, (version,)).fetchall()
-            _record(connection, version, [], listing,
-                    _broken_objects(_select_objects(connection), connection))
-            database.commit(connection)
-        except BaseException:
-            if written and connection.in_transaction:  # it was not committed
-                _remove(written)
-            raise
-        if written:
-            database.report.result(f"wrote {written}")
-        return version
 
 
 def _find_version(database: _Database, schema: Schema, listing: _Listing) -> int:
@@ -5269,39 +5306,6 @@ def _write_first_script(database: _Database, schema: Schema, folder: str) -> str
 
 
 # -------------------------------------------------------------- rehearsing
-
-
-def _rehearse(database: _Database, folder: str, to: int | None, examples: int) -> dict[str, Any]:
-    """Return what rehearse() returns."""
-    import tempfile
-    with database.explained():
-        listing = _scan(folder)
-        _refuse_twins_for(database, listing)
-    _announce(database.report, listing, database.read()[0], to)
-    with database.explained(), tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
-        before = os.path.join(room, "before.db")
-        copy = _ScratchFile(os.path.join(room, "copy.db"), f"the copy of {database.name}",
-                            f"This was a rehearsal: {database.name} is untouched.",
-                            database.path_as_given, timeout=database.timeout,
-                            connect=database.connect, report=database.report, durable=False)
-        _copy_database(database, copy.path)
-        _copy_database(copy, before)
-        version, (schema, tables) = copy.read(_read_contents)
-        run = _Run(copy, folder, to)
-        run.run()
-        _, (new_schema, new_tables) = copy.read(_read_contents)
-        with _closing(copy.open()) as connection:
-            connection.set_progress_handler(  # lets Ctrl-C in
-                _as_progress_handler(database.report.check_stop), TICK_INSTRUCTIONS)
-            connection.text_factory = lambda text: text.decode(errors="replace")
-            connection.execute("ATTACH ? AS before", (before,)).fetchall()
-            compared = _compare_tables(connection, tables, new_tables, examples)
-    return {
-        "migrations": [{"version": each.script.version, "name": each.script.name,
-                        "seconds": each.seconds} for each in run.applied],
-        "diff": _diff_schemas(schema, new_schema, f"{database.name} at version {version}",
-                              "after the pending scripts"),
-        **compared, "broken": run.broken}
 
 
 def _read_contents(connection: sqlite3.Connection, version: int,
@@ -5876,7 +5880,7 @@ class _Command:
         self.report.result(f"{self.path} is at version {version} now; no script was run")
 
     def enroll(self) -> None:
-        version = _enroll(self.database, self.folder)
+        version = enroll_db(self.database, self.folder)
         self.report.result(f"{self.path} is under management now, at version {version}")
 
     def restore(self) -> None:
@@ -5903,7 +5907,7 @@ class _Command:
                            f"nothing to accept for {self.path}")
 
     def verify(self) -> None:
-        _show_difference(_verify(self.database, self.folder), self.report, self.path, (
+        _show_difference(verify(self.database, self.folder), self.report, self.path, (
             "was changed by other means than its scripts, or a script was edited or never ran on "
             "it (--check tells, unless that was accepted). To keep a change by other means, write "
             "a script that makes it, and mark that as applied with --set-version."))
@@ -5936,8 +5940,8 @@ class _Command:
             self.report.warn(problem)
 
     def rehearse(self) -> None:
-        found = _rehearse(self.database, self.folder, self.arguments.to,
-                          examples=3 if self.arguments.verbose else 0)
+        found = rehearse(self.database, self.folder, to=self.arguments.to,
+                         examples=3 if self.arguments.verbose else 0)
         if found["diff"]:
             self.report.result("\n" + found["diff"].rstrip("\n"))
         for title, kind in (

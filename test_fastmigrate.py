@@ -2198,26 +2198,46 @@ class UpToDate(Case):
         self.assertTrue(fastmigrate.run_migrations("x.db", "m", timeout=0))
         holder.close()
 
-    @posix_only
-    def test_it_works_on_a_read_only_file_in_a_read_only_directory(self):
+    def in_read_only_directory(self, run):
+        """Return what a user gets from `run` who can only read ro/x.db, a copy of the database."""
         os.mkdir("ro")
         shutil.copy("x.db", "ro/x.db")
         os.chmod("ro/x.db", 0o444)
         os.chmod("ro", 0o555)
         self.addCleanup(os.chmod, "ro", 0o755)
-        os.chmod(self.home, 0o755)
-        for name in ("glob", "pathlib", "urllib.parse"):
+        os.chmod(self.home, 0o777)
+        for name in ("glob", "pathlib", "urllib.parse", "tempfile", "difflib", "random"):
             __import__(name)  # the user of the child may not be able to read it
 
-        def run():
+        def as_other_user():
             if os.getuid() == 0:
                 os.setgroups([])
                 os.setgid(65534)
                 os.setuid(65534)
-            return self.run_main("--db", "ro/x.db", "--migrations", "m")
+            return run()
 
-        result = self.works(Forked(run).result())
+        return Forked(as_other_user).result()
+
+    @posix_only
+    def test_it_works_on_a_read_only_file_in_a_read_only_directory(self):
+        result = self.works(self.in_read_only_directory(
+            lambda: self.run_main("--db", "ro/x.db", "--migrations", "m")))
         self.assertIn("ro/x.db is up to date at version 1", result.out)
+        self.assertEqual(os.listdir("ro"), ["x.db"])
+
+    @posix_only
+    def test_a_read_only_file_can_be_rehearsed_on_and_verified_and_restored_from(self):
+        self.script("0002-b.sql", "CREATE TABLE b (x);")
+
+        def run():
+            for asked in (["--rehearse"], ["--verify"]):
+                self.works(self.run_main("--db", "ro/x.db", "--migrations", "m", *asked))
+            restored = self.works(self.run_main("--db", "y.db", "--restore", "ro/x.db"))
+            return Result(0, restored.out + fastmigrate.get_db_schema("ro/x.db"))
+
+        schema = fastmigrate.get_db_schema("x.db")
+        self.assertIn(schema, self.works(self.in_read_only_directory(run)).out)
+        self.assertEqual(fastmigrate.get_db_schema("y.db"), schema)
         self.assertEqual(os.listdir("ro"), ["x.db"])
 
 
