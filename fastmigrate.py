@@ -447,8 +447,7 @@ def enroll_db(db_path: StrPath, migrations_dir: StrPath, *,
         try:
             connection.execute(CREATE_META)
             connection.execute(INSERT_META, (version,)).fetchall()
-            _record(connection, version, [], listing,
-                    _broken_objects(_select_objects(connection), connection))
+            _record(connection, version, [], listing, _select_objects(connection))
             database.commit(connection)
         except BaseException:
             if written and connection.in_transaction:  # it was not committed
@@ -522,7 +521,7 @@ def _write_next_script(migrations_dir: StrPath, description: str, schema: StrPat
         same = f"the scripts already lead to the schema of {os.fsdecode(schema)}"
         if not text and not may_be_empty:
             raise MigrationError(f"{same}. Nothing was written. For a script that changes data, "
-                                 "leave out the schema.")
+                                 "leave out the schema. To write a script anew, delete it first.")
         if not text:
             report.warn(f"{same}: the new script is empty")
     path = _create_script(os.fsdecode(migrations_dir), description, text, notes)
@@ -675,22 +674,20 @@ class _Run:
         database, report = self.database, self.database.report
         with database.explained(changes=True):
             self.listing = listing = self._shared_listing or _scan_for(database, self.folder)
-            if not self._inspect(listing):
-                is_clean = self.version <= listing.latest and not self.never_run
-                report.result(f"{database.name} is {'up to date ' * is_clean}at version "
-                              f"{self.version}")
-                return []
-            try:
-                self._apply([_Script(self.folder, version, name) for version, name in sorted(
-                    listing.names.items()) if version <= self.to])
-            except BaseException as error:
-                self._restore_mode()
-                if isinstance(error, MigrationError):
-                    self._warn_of_broken()  # of the scripts before the failed one
-                raise
-            self._warn_of_broken()
-            report.result(f"{database.name} is at version {self.version}, "
-                          f"{_plural(len(self.applied), 'migration')} applied")
+            if self._inspect(listing):
+                try:
+                    self._apply([_Script(self.folder, version, name) for version, name in sorted(
+                        listing.names.items()) if version <= self.to])
+                except BaseException as error:
+                    self._restore_mode()
+                    if isinstance(error, MigrationError):
+                        self._warn_of_broken()  # of the scripts before the failed one
+                    raise
+                self._warn_of_broken()
+            applied = f", {_plural(len(self.applied), 'migration')} applied" * bool(self.applied)
+            is_clean = self.version <= listing.latest and not self.never_run and not applied
+            report.result(f"{database.name} is {'up to date ' * is_clean}at version "
+                          f"{self.version}{applied}")
             return self.applied
 
     def _inspect(self, listing: _Listing) -> bool:
@@ -865,11 +862,7 @@ class _Run:
 
     def commit(self, connection: sqlite3.Connection, done: list[_Applied]) -> None:
         """Commit scripts, with the history and the version, which they must have left alone."""
-        broken: Iterable[str] = ()
-        if not connection.execute(HAS_HISTORY).fetchall():
-            # --check must not blame the scripts for what was broken before the first of them.
-            broken = _broken_objects(self._objects_before or [])
-        _record(connection, self.version, done, self.listing, broken)
+        _record(connection, self.version, done, self.listing, self._objects_before or [])
         script = done[-1].script
         _check_version_left(script, connection, script.version)  # a trigger may have changed it
         self.database.commit(connection)
@@ -1791,7 +1784,9 @@ def _explain_dangling(connection: sqlite3.Connection, new: KeysThatDangle, comme
     """Return what a script is refused for, with one example, and what to do. `comment` begins a
     comment in the language of the script."""
     number = sum(sum(values.values()) for values in new.values())
-    what = f"it leaves {_plural(number, 'dangling reference')}: "
+    tables = list(dict.fromkeys(child for child, _, _ in new))
+    what = f"it leaves {_plural(number, 'dangling reference')}" + (
+        f" in {_cut(tables)}: " if tables[1:] else ": ")
     directive = f"the line `{comment} fastmigrate: no-foreign-key-check`"
     for child, parent, _ in new:
         if not connection.execute(f"PRAGMA main.table_info({_quoted(parent)})").fetchall():
@@ -2232,7 +2227,7 @@ def _move_commands(folder: str, names: list[str], new_names: dict[str, str]) -> 
 #   version 0    the checksum column names what was broken already when the history began
 
 CREATE_HISTORY = (
-    "CREATE TABLE IF NOT EXISTS main._migration_history (version INTEGER PRIMARY KEY, "
+    "CREATE TABLE main._migration_history (version INTEGER PRIMARY KEY, "
     "name TEXT NOT NULL, checksum TEXT NOT NULL, applied_at TEXT NOT NULL)")
 INSERT_HISTORY = (
     "INSERT OR REPLACE INTO main._migration_history (version, name, checksum, applied_at) "
@@ -2379,8 +2374,8 @@ def _checksum_or_none(folder: str, name: str) -> str:
 PROBLEMS = {  # what a state of scripts means to a person, and what to do
     "late": "{names}: never run on {db}, which was already at a higher version. Unless production "
             "has it, renumber it above the latest script{move}",
-    "conflict": "{names}: never run on {db}, where {others} ran under the same number. (If it is "
-                "that script, renamed and edited: restore its name, run {program} --accept, then "
+    "conflict": "{names}: never run on {db}, where {others} ran under the same number. (If that "
+                "was renamed to it, and edited: restore that name, run {program} --accept, then "
                 "rename it again.) Unless production has it, give it the next free number{move}",
     "edited": "{names}: edited since applied to {db}, which does not have the change. Undo the "
               "edit, and put the change into a new migration. If {db} needs no change (after an "
@@ -2403,6 +2398,8 @@ def _find_problems(states: list[_State], listing: _Listing, version: int, databa
     """
     new_names = {} if several else _propose_names(states, listing, version)
     refusals = _describe_renumbered(states, listing, database, to)
+    if refusals:  # these commands run what never ran, too
+        states = [each for each in states if not each.needs_number]
     warnings = _describe_states(states, listing, version, database, new_names)
     if of_directory:
         applied = [each.name for each in states if each.has_run]
@@ -2423,8 +2420,9 @@ def _refuse_twins_for(database: _Database, listing: _Listing) -> None:
 def _propose_names(states: list[_State], listing: _Listing, version: int) -> dict[str, str]:
     """Return {name: new name}, with the next free numbers, for the scripts that never ran and
     for all but the first of the pending ones that share a number."""
-    names = [each.name for each in states if each.needs_number
-             or each.state == "pending" and each.name != listing.names[each.number]]
+    names = [each.name for each in states  # first these, because nothing runs until then
+             if each.state == "pending" and each.name != listing.names[each.number]]
+    names += [each.name for each in states if each.needs_number]
     free = range(max(version, listing.latest) + 1, MAX_VERSION + 1)
     return {name: f"{number:04d}{name[4:]}" for number, name in zip(free, names)}
 
@@ -2509,18 +2507,20 @@ def _describe_states(states: list[_State], listing: _Listing, version: int, data
 
 
 def _record(connection: sqlite3.Connection, version: int, done: list[_Applied],
-            listing: _Listing, broken: Iterable[str]) -> None:
+            listing: _Listing, objects: list[Any]) -> None:
     """Record the scripts in `done`, which were applied to a database at `version`. Also record
-    the scripts up to `version` that count as applied and have no row yet. `broken` names what
-    was broken before the first script, so that --check does not blame the scripts for it."""
-    connection.execute(CREATE_HISTORY)
-    # Another tool may have lowered the version and left the rows above it.
-    connection.execute(DELETE_HISTORY, (version + 1, MAX_VERSION)).fetchall()
+    the scripts up to `version` that count as applied and have no row yet. If the history begins
+    here, record what is broken among the `objects` from before the first script, so that --check
+    does not blame the scripts for it."""
     now = _utc()
     rows = [(applied.script.version, applied.script.name, applied.checksum, now)
             for applied in done]
-    if broken:
-        rows.append((0, "", "\n".join(broken), now))
+    if not connection.execute(HAS_HISTORY).fetchall():
+        connection.execute(CREATE_HISTORY)
+        broken = _broken_objects(objects)
+        rows += [(0, "", "\n".join(broken), now)] if broken else []
+    # Another tool may have lowered the version and left the rows above it.
+    connection.execute(DELETE_HISTORY, (version + 1, MAX_VERSION)).fetchall()
     is_recorded = connection.execute(
         "SELECT 1 FROM main._migration_history WHERE version = ?", (version,)).fetchall()
     if version and not is_recorded:
@@ -2549,8 +2549,7 @@ def _accept_edits(database: _Database, folder: str) -> list[str]:
     with database.explained(), database.writing() as connection:
         version = _read_version(connection, database.name)
         if not connection.execute(HAS_HISTORY).fetchall():
-            _record(connection, version, [], listing,
-                    _broken_objects(_select_objects(connection), connection))
+            _record(connection, version, [], listing, _select_objects(connection))
         states = _read_states(connection, version, listing, database.name, thorough=True)
         # Without the checksums of these rows, the next run would apply the scripts twice.
         renumbered = _find_renumbered(states, folder).values()
@@ -2900,9 +2899,11 @@ class _Database:
             pass  # a database exists; the call that reads it next reports the error
         return False
 
-    def set_version(self, version: int, only_unversioned: bool = False) -> None:
-        """Set the version by hand, and delete the scripts above it from the history. If
-        `only_unversioned`, a database that has a version stays as it is."""
+    def set_version(self, version: int, only_unversioned: bool = False,
+                    listing: _Listing | None = None) -> None:
+        """Set the version by hand, and delete the scripts above it from the history. Those of the
+        `listing` that count as applied now are recorded as they are; without it, the next run does
+        that. If `only_unversioned`, a database that has a version stays as it is."""
         self.must_exist()
         with self.explained(), self.writing() as connection:
             trouble: Exception | None = None
@@ -2921,6 +2922,8 @@ class _Database:
             except self.errors as error:
                 raise trouble or error from None
             _forget(connection, version, self.name)
+            if listing and not listing.twins:
+                _record(connection, version, [], listing, _select_objects(connection))
             self.commit(connection)
 
 
@@ -3580,7 +3583,7 @@ def _announce(report: _Report, listing: _Listing, version: int = 0, to: int | No
         except _ScriptFailed:
             pass  # it cannot be read, as the run will report
     if found:
-        report.warn(f"now running on a scratch database or copy: {_cut(found)}. What they do "
+        report.warn(f"now running on a scratch database or copy: {_cut(found)}. What is done "
                     "outside of it (files, other databases, the network) really happens.")
 
 
@@ -4716,7 +4719,8 @@ class _Answers:
             found = _read_columns(self.change.wanted, table).get(column)
             if not found or found.is_generated or not self.change.is_changed(table):
                 self.refuse(what, f"{self.path} has no such column to fill, or does not change the "
-                                  "table. To change data alone, write an UPDATE")
+                                  "table. To change data alone, write an UPDATE. To write a script "
+                                  "anew, delete it first")
             try:
                 rows = scratch.execute(f"SELECT ({sql}\n) FROM {_quoted(table)}").fetchall()
             except (scratch.Error, scratch.Warning, ValueError) as error:
@@ -5875,8 +5879,8 @@ class _Command:
         self.report.result(f"{self.path} {what}, at version {self.database.read()[0]}")
 
     def set_version(self) -> None:
-        version = self.arguments.value
-        self.database.set_version(version)
+        version, folder = self.arguments.value, self.folder
+        self.database.set_version(version, listing=_scan(folder) if os.path.isdir(folder) else None)
         self.report.result(f"{self.path} is at version {version} now; no script was run")
 
     def enroll(self) -> None:

@@ -2874,7 +2874,7 @@ class Collisions(Case):
         self.assertEqual(self.works(self.go()).err, "")
         self.works(self.go("--check"))
         self.script("0002-janes-table.sql", "CREATE TABLE jane (x, y);")
-        self.refuses(self.go("--check"), "If it is that script, renamed and edited")
+        self.refuses(self.go("--check"), "If that was renamed to it, and edited")
         os.rename("m/0002-janes-table.sql", "m/0002-jane.sql")
         self.works(self.go("--accept"))
         os.rename("m/0002-jane.sql", "m/0002-janes-table.sql")
@@ -4211,7 +4211,7 @@ c.commit()
         self.script("0003-ix.sh", "exit 0")
         os.unlink("m/0003-ix.sql")
         self.assertEqual(self.squash().err, "warning: now running on a scratch database or "
-                         "copy: 0002-posts.sql, 0003-ix.sh. What they do outside of it (files, other "
+                         "copy: 0002-posts.sql, 0003-ix.sh. What is done outside of it (files, other "
                          "databases, the network) really happens.\n")
 
     def killed(self, step):
@@ -4374,6 +4374,20 @@ class EnrollingSafely(Case):
         self.assertEqual(self.works(self.go("--accept")).out, "accepted for x.db: 0001-x.sql\n")
         self.assertEqual(self.sql("SELECT DISTINCT applied_at FROM _migration_history"), [("",)])
 
+    def test_an_edit_is_reported_after_the_version_was_lowered_for_a_late_script(self):
+        self.create()
+        for number in (1, 3):
+            self.script(f"{number:04d}-x.sql", f"CREATE TABLE t{number} (x);")
+        self.works(self.go())
+        self.script("0002-late.sql", "CREATE TABLE t2 (x);")
+        for arguments in (["--set-version", "1"], ["--to", "2"], ["--set-version", "3"]):
+            self.works(self.go(*arguments))
+        self.works(self.go("--check"))
+        self.script("0003-x.sql", "CREATE TABLE t3 (x, y);")
+        self.refuses(self.go("--check"), "0003-x.sql: edited since applied")
+        self.script("0003-x.sql", "CREATE TABLE t3 (x);")
+        self.works(self.go("--check"))
+
     @unittest.skipIf(os.name != "posix" or not os.getuid(), "root can read all files")
     def test_a_script_that_counts_as_applied_need_not_be_readable(self):
         self.script("0001-x.sql", "CREATE TABLE t1 (x);")
@@ -4437,8 +4451,8 @@ class EnrollingSafely(Case):
         self.old("CREATE TABLE t (a)")
         self.script("0001-a.sql", "CREATE TABLE t (a); -- attach files as you like\n")
         self.script("0002-b.sh", "exit 0\n")
-        text = ("warning: now running on a scratch database or copy: 0002-b.sh. What they do outside of "
-                "it (files, other databases, the network) really happens.\n")
+        text = ("warning: now running on a scratch database or copy: 0002-b.sh. What is done outside "
+                "of it (files, other databases, the network) really happens.\n")
         self.assertTrue(self.works(self.go("--enroll")).err.startswith(text))
         Path("schema.sql").write_text("CREATE TABLE t (a);")
         for arguments in (("--verify",), ("--print-schema",), ("--verify", "--schema", "schema.sql")):
@@ -6298,14 +6312,14 @@ Or restore the old name:
         self.script("0003-rob.sql", "SELECT 4;")
         os.unlink("m/0004-jane.sql")
         self.says("""
-warning: 0003-rob.sql: never run on x.db, where 0003-jane.sql ran under the same number. (If it is that script, renamed and edited: restore its name, run fastmigrate --db x.db --migrations m --accept, then rename it again.) Unless production has it, give it the next free number:
+warning: 0003-rob.sql: never run on x.db, where 0003-jane.sql ran under the same number. (If that was renamed to it, and edited: restore that name, run fastmigrate --db x.db --migrations m --accept, then rename it again.) Unless production has it, give it the next free number:
     mv m/0003-rob.sql m/0004-rob.sql
 """, code=0)
         os.rename("m/0002-jane.sql", "m/0002-rob.sql")
         self.script("0002-rob.sql", "SELECT 5;")
         self.script("0004-pending.sql")
         self.says("""
-error: 0002-rob.sql, 0003-rob.sql: never run on x.db, where 0002-jane.sql, 0003-jane.sql ran under the same number. (If it is that script, renamed and edited: restore its name, run fastmigrate --db x.db --migrations m --accept, then rename it again.) Unless production has it, give it the next free number:
+error: 0002-rob.sql, 0003-rob.sql: never run on x.db, where 0002-jane.sql, 0003-jane.sql ran under the same number. (If that was renamed to it, and edited: restore that name, run fastmigrate --db x.db --migrations m --accept, then rename it again.) Unless production has it, give it the next free number:
     mv m/0002-rob.sql m/0005-rob.sql
     mv m/0003-rob.sql m/0006-rob.sql
 error: x.db: 1 pending: 0004-pending.sql. Run fastmigrate --db x.db --migrations m
