@@ -71,16 +71,16 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sqlite3
 import sys
 import time
+from collections import Counter  # which sqlite3 imports too
 
 TYPE_CHECKING = False  # as in typing, which takes long to import
 if TYPE_CHECKING:
     import argparse
     import subprocess
-    import tempfile
-    from collections import Counter
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import FrameType
@@ -174,9 +174,7 @@ def ensure_versioned_db(db_path: StrPath, *, connect: Connect = sqlite3.connect)
     stays as it was, byte for byte.
     """
     database = _Database(db_path, connect=connect)
-    if database.is_missing() and database.create():
-        return 0
-    return database.read()[0]
+    return 0 if database.create() else database.read()[0]
 
 
 create_db = ensure_versioned_db
@@ -187,7 +185,7 @@ def run_migrations(db_path: StrPath, migrations_dir: StrPath, verbose: bool = Fa
     """Call migrate() with the same options. Return True, or False with the
     reason logged as an error."""
     try:
-        _migrate(db_path, migrations_dir, verbose=verbose, **options)
+        migrate(db_path, migrations_dir, verbose=verbose, **options)
     except MigrationError as error:
         _log("error", str(error))
         return False
@@ -217,18 +215,12 @@ def migrate(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
 
     Raises: MigrationError also if a script fails: see its attributes.
     """
-    applied_scripts = _migrate(db_path, migrations_dir, to, backup, timeout, connect, verbose)
+    database = _Database(db_path, timeout, connect, _Report(verbose, verbose))
+    applied_scripts = _Run(database, migrations_dir, to, backup).run()
     if not applied_scripts:
         return []
-    from pathlib import Path  # which takes long to import: run_migrations() does without
+    from pathlib import Path  # which takes long to import
     return [Path(applied.script.path) for applied in applied_scripts]
-
-
-def _migrate(db_path: StrPath, migrations_dir: StrPath, to: int | None = None,
-             backup: bool = False, timeout: float = 30.0, connect: Connect = sqlite3.connect,
-             verbose: bool = False) -> list[_Applied]:
-    database = _Database(db_path, timeout, connect, _Report(verbose, verbose))
-    return _Run(database, migrations_dir, to, backup).run()
 
 
 def get_db_version(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> int:
@@ -310,14 +302,16 @@ def build_db(migrations_dir: StrPath, path: StrPath | None = None, *, to: int | 
     Raises: MigrationError also if there is a database at `path`.
     """
     if path is None:
-        with _MemoryDatabase(connect) as memory:
-            memory.replay(migrations_dir, to)
+        with _Scratch(connect) as scratch:
+            _replay(scratch, migrations_dir, to)
             connection = connect(":memory:")  # with the caller's settings, not with ours
-            _copy_pages(memory.connection, connection)
+            with _closing(scratch.open()) as built:
+                _journal_mode(built, "DELETE")
+                _copy_pages(built, connection)
             return connection
     database = _ScratchFile(path, os.fsdecode(path), f"{os.fsdecode(path)} was not kept.",
                             connect=connect)
-    if not database.is_missing() or not database.create():
+    if not database.create():
         raise MigrationError(f"{database.name} already exists. Nothing was changed. Give the "
                              "path of a new file.")
     try:
@@ -356,7 +350,7 @@ def verify(db_path: StrPath, migrations_dir: StrPath, *, connect: Connect = sqli
     version, schema = database.read(
         lambda connection, version: _schema_without_tools(database, connection))
     _announce(database.report, listing, to=version)
-    with _MemoryDatabase(database.connect, database.report.of_scratch()) as scratch:
+    with _Scratch(database.connect, database.report.of_scratch()) as scratch:
         return _diff_from_scripts(scratch, folder, version, schema, database.name)
 
 
@@ -402,7 +396,6 @@ def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None
         with _closing(copy.open()) as connection:
             connection.set_progress_handler(  # lets Ctrl-C in
                 _as_progress_handler(database.report.check_stop), TICK_INSTRUCTIONS)
-            connection.text_factory = lambda text: text.decode(errors="replace")
             connection.execute("ATTACH ? AS before", (before,)).fetchall()
             compared = _compare_tables(connection, tables, new_tables, examples)
     return {
@@ -434,11 +427,10 @@ def enroll_db(db_path: StrPath, migrations_dir: StrPath, *,
         _forget(connection, MAX_VERSION, database.name)  # fails if the history is not ours
         schema = _schema_without_tools(database, connection)
         written = ""
-        listing = _scan(folder) if os.path.exists(folder) else _Listing(folder, {}, {}, [])
+        listing = _scan_unique(folder) if os.path.exists(folder) else _Listing(folder, {}, {}, [])
         if listing.ignored:
             database.report.warn(_describe_ignored(listing))
         if listing.names:
-            _refuse_twins(listing)
             _announce(database.report, listing)
             version = _find_version(database, schema, listing)
         else:
@@ -447,7 +439,7 @@ def enroll_db(db_path: StrPath, migrations_dir: StrPath, *,
         try:
             connection.execute(CREATE_META)
             connection.execute(INSERT_META, (version,)).fetchall()
-            _record(connection, version, [], listing, _select_objects(connection))
+            _record(connection, version, [], listing, _read_objects(connection))
             database.commit(connection)
         except BaseException:
             if written and connection.in_transaction:  # it was not committed
@@ -504,15 +496,14 @@ def new_migration(migrations_dir: StrPath, description: str, *, schema: StrPath 
     from pathlib import Path
     if schema is None and (rename or drop or fill):
         raise MigrationError("rename, drop and fill need a schema file. Nothing was written.")
-    answers = {"rename": dict(rename), "drop": list(drop),
-               "fill": {name: str(value) for name, value in fill.items()}}
-    return Path(_write_next_script(migrations_dir, description, schema, answers, connect,
-                                   _Report()))
+    return Path(_write_next_script(
+        migrations_dir, description, schema, connect, _Report(), rename=dict(rename),
+        drop=list(drop), fill={name: str(value) for name, value in fill.items()}))
 
 
 def _write_next_script(migrations_dir: StrPath, description: str, schema: StrPath | None,
-                       answers: dict[str, Any], connect: Connect, report: _Report,
-                       may_be_empty: bool = False) -> str:
+                       connect: Connect, report: _Report, may_be_empty: bool = False,
+                       **answers: Any) -> str:
     """Create the next script, with the statements that lead to a schema file if that is given;
     return its path."""
     text, notes = "", list[str]()
@@ -552,7 +543,7 @@ def get_db_schema(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> st
 def get_migration_scripts(migrations_dir: StrPath) -> dict[int, Path]:
     """Return the paths of the scripts in a directory by version, in order."""
     from pathlib import Path
-    names = _scripts(migrations_dir)
+    names = _scan_unique(migrations_dir).names
     return {version: Path(migrations_dir, name) for version, name in sorted(names.items())}
 
 
@@ -579,7 +570,6 @@ def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
     Raises: MigrationError also if a reference would dangle.
     """
     database = _Database(db_path, connect=connect)
-    database.must_exist()
     with database.explained(), database.writing() as connection:
         before = _read_dangling(connection)
         statements = _recreate(connection, table_name, new_column_defs,
@@ -784,7 +774,7 @@ class _Run:
     def _set_head_mode(self, script: _Script) -> None:
         """Give the database the journal mode that an SQL script begins with. A batch ends before
         such a script, so only the first one of a turn sets a mode."""
-        if not script.is_sql or isinstance(self.database, _MemoryDatabase):
+        if not script.is_sql:
             return
         pragmas = [_parse_pragma(statement) for _, statement in self.read(script)[1].pragmas]
         modes = [value for name, value in pragmas if name == "journal_mode"
@@ -831,7 +821,7 @@ class _Run:
         held and a script left to run: of many processes that start at once, those that find
         nothing left to run then make no backup."""
         if self._objects_before is None:
-            self._objects_before = _select_objects(connection)
+            self._objects_before = _read_objects(connection)
         if self._backup_wanted:
             self.database.report.result(f"Backup: {_back_up(self.database)}")
             self._backup_wanted = False
@@ -871,8 +861,10 @@ class _Run:
         """Report scripts that were committed, and note the version that they lead to."""
         report = self.database.report
         for applied in done:
+            duration = (f"{applied.seconds * 1000:.0f} ms" if applied.seconds < 1
+                        else f"{applied.seconds:.1f} s")
             report.result(f"Applied {applied.script.name}{report.target} "
-                          f"({_seconds(applied.seconds)}{applied.note})")
+                          f"({duration}{applied.note})")
         self.applied += done
         self.version = done[-1].script.version
 
@@ -1224,7 +1216,7 @@ def _run_on_copy(run: _Run, pending: list[_Script]) -> list[_Applied]:
     """Run the first script on a working copy of the database, and make the copy the database
     in one transaction, which holds the version too. If that fails, the database is untouched."""
     database, script = run.database, pending[0]
-    copy = database.working_copy(f"{script.version:04d}", run.tick)
+    copy = _WorkingCopy(database, f"{script.version:04d}", run.tick)
     done: list[_Applied] = []
 
     def work(reader: sqlite3.Connection) -> int:
@@ -1317,7 +1309,6 @@ def _run_statements(run: _Run, script: _Script, header: _Header,
         # An authorizer of the application's `connect` could deny a statement, which looks as if
         # an interrupt had come. In a batch, our own one is in its place.
         connection.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
-        connection.text_factory = bytes  # text that is not UTF-8 is nobody's business here
         for line, text in chain(header.pragmas, blocks):
             for number, statement in _statements(text, line):
                 pragma, value = _parse_pragma(statement)
@@ -1380,11 +1371,7 @@ class _WorkingCopy:
             except _StartAgain:
                 pass
             finally:
-                try:
-                    _remove_database(self.path)
-                except KeyboardInterrupt:
-                    _remove_database(self.path)  # it came before all of it was removed
-                    raise
+                _remove_database(self.path)
 
     def _replace_in_rollback_mode(self, target: sqlite3.Connection, reader: sqlite3.Connection,
                                   work: Callable[[sqlite3.Connection], int]) -> None:
@@ -1722,7 +1709,6 @@ def _read_dangling(connection: sqlite3.Connection) -> KeysThatDangle:
     parent row is found as SQLite does it for foreign keys, by the collation and affinity of the
     parent's column: that column is on the left, and + takes the affinity from the child's.
     """
-    from collections import Counter
     found: KeysThatDangle = {}
     for child in _table_names(connection):
         for foreign_key, named in _foreign_keys(connection, child):
@@ -1753,7 +1739,6 @@ def _compare_dangling(before: KeysThatDangle, now: KeysThatDangle) -> tuple[int,
     WITHOUT ROWID have no row numbers. A foreign key that was not there before can be an old one
     whose table or column was renamed: the values of all keys that are gone count as old for it.
     """
-    from collections import Counter
     renamed = sum((before[key] for key in before.keys() - now), Counter())
     number, new = 0, {}
     for key, values in now.items():
@@ -1893,7 +1878,10 @@ class _Reading:
                     length += len(kept)
                     held = held[len(kept):]
         except OSError as error:
-            raise _unreadable(self._script, error) from None
+            path = self._script.path
+            link = f", from {os.readlink(path)}" if os.path.islink(path) else ""
+            raise _ScriptFailed(self._script, f"it cannot be read{link}: {error.strerror}",
+                                remedy="Make the file readable") from None
         self.checksum = f"{crc:08x}-{length:x}"
 
     def read_beginning(self) -> str:
@@ -1962,12 +1950,6 @@ class _Reading:
             return text
         raise _ScriptFailed(self._script, wrong, line + data.count(b"\n", 0, position),
                             remedy="Save it as UTF-8")
-
-
-def _unreadable(script: _Script, error: OSError) -> _ScriptFailed:
-    link = f", from {os.readlink(script.path)}" if os.path.islink(script.path) else ""
-    return _ScriptFailed(script, f"it cannot be read{link}: {error.strerror}",
-                         remedy="Make the file readable")
 
 
 def _read_header(script: _Script, text: str) -> _Header:
@@ -2079,8 +2061,7 @@ class _Listing:
 def _scan(migrations_dir: StrPath) -> _Listing:
     """List the migrations directory. Raises OSError or ValueError if it cannot be used."""
     folder = os.fsdecode(migrations_dir)
-    names: dict[int, str] = {}
-    twins: dict[int, list[str]] = {}
+    found: dict[int, list[str]] = {}
     others: list[str] = []
     try:
         with os.scandir(folder) as entries:
@@ -2088,15 +2069,14 @@ def _scan(migrations_dir: StrPath) -> _Listing:
                 name = entry.name
                 digits = name[:4]
                 if (name[4:5] == "-" and digits.isdecimal() and digits.isascii()
-                        and name.endswith(EXTENSIONS)
+                        and digits != "0000" and name.endswith(EXTENSIONS)
                         # A broken link counts as a script, so that it fails and is not skipped.
                         and (entry.is_file(follow_symlinks=False) or entry.is_symlink() and (
                             os.path.isfile(entry.path) or not os.path.exists(entry.path)))):
-                    number = int(digits)
-                    if names.setdefault(number, name) is not name:
-                        twins.setdefault(number, [names[number]]).append(name)
+                    found.setdefault(int(digits), []).append(name)
                 else:
                     others.append(name)
+        names = {number: min(several) for number, several in found.items()}
         "".join(names.values()).encode()
     except FileNotFoundError:
         raise _MissingError(f"there is no migrations directory {folder}. Create it, or name "
@@ -2110,11 +2090,7 @@ def _scan(migrations_dir: StrPath) -> _Listing:
         shown = os.fsencode(name).decode(errors="backslashreplace")
         raise ValueError(f"the name of the script {shown} in {folder} is not UTF-8, and cannot be "
                          "recorded. Nothing was run. Rename it.") from None
-    if 0 in names:
-        others += twins.pop(0, [names[0]])
-        del names[0]
-    twins = {number: sorted(twins[number]) for number in sorted(twins)}
-    names.update((number, twins[number][0]) for number in twins)  # not what the system lists first
+    twins = {number: sorted(found[number]) for number in sorted(found) if found[number][1:]}
     return _Listing(folder, names, twins, _look_like_scripts(folder, others, no_scripts=not names))
 
 
@@ -2143,17 +2119,12 @@ def _scan_for(database: _Database, folder: str) -> _Listing:
         raise
 
 
-def _scripts(migrations_dir: StrPath) -> dict[int, str]:
-    """Return the names of the scripts by number. Raises ValueError if two have one number."""
+def _scan_unique(migrations_dir: StrPath) -> _Listing:
+    """List the migrations directory. Raises ValueError if two scripts have one number."""
     listing = _scan(migrations_dir)
-    _refuse_twins(listing)
-    return listing.names
-
-
-def _refuse_twins(listing: _Listing) -> None:
-    """Raise _TwinsError if two scripts have one number."""
     if listing.twins:
         raise _TwinsError("\n".join(_describe_twins(listing)))
+    return listing
 
 
 def _describe_twins(listing: _Listing, db: str = "", applied: Iterable[str] = (),
@@ -2252,8 +2223,6 @@ def _read_history(connection: sqlite3.Connection, version: int, db: str) -> dict
 
     Raises: MigrationError if the table of this name is somebody else's.
     """
-    before = connection.text_factory
-    connection.text_factory = lambda data: data.decode(errors="replace")
     try:
         rows = connection.execute(SELECT_HISTORY, (version,)).fetchall()
         return {row[0]: row[1:] for row in rows}
@@ -2264,8 +2233,6 @@ def _read_history(connection: sqlite3.Connection, version: int, db: str) -> dict
         if "no such table" not in str(error):
             raise
         return {}
-    finally:
-        connection.text_factory = before
 
 
 def _is_as_recorded(connection: sqlite3.Connection, version: int, listing: _Listing) -> bool:
@@ -2512,7 +2479,7 @@ def _record(connection: sqlite3.Connection, version: int, done: list[_Applied],
     the scripts up to `version` that count as applied and have no row yet. If the history begins
     here, record what is broken among the `objects` from before the first script, so that --check
     does not blame the scripts for it."""
-    now = _utc()
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     rows = [(applied.script.version, applied.script.name, applied.checksum, now)
             for applied in done]
     if not connection.execute(HAS_HISTORY).fetchall():
@@ -2549,7 +2516,7 @@ def _accept_edits(database: _Database, folder: str) -> list[str]:
     with database.explained(), database.writing() as connection:
         version = _read_version(connection, database.name)
         if not connection.execute(HAS_HISTORY).fetchall():
-            _record(connection, version, [], listing, _select_objects(connection))
+            _record(connection, version, [], listing, _read_objects(connection))
         states = _read_states(connection, version, listing, database.name, thorough=True)
         # Without the checksums of these rows, the next run would apply the scripts twice.
         renumbered = _find_renumbered(states, folder).values()
@@ -2618,23 +2585,25 @@ def _describe_copies(database: _Database) -> list[str]:
 
 SELECT_META = "SELECT id, version FROM main._meta LIMIT 2"
 IS_PYPY = sys.implementation.name == "pypy"
-TEXT = bytes.decode if IS_PYPY else str  # the usual text_factory; PyPy shows b'...' by str
+
+
+def _decode(data: bytes) -> str:
+    """The text_factory of our connections: text in a database need not be UTF-8."""
+    return data.decode(errors="replace")
 
 
 class _closing:
     """Close a connection on exit, which rolls back what was not committed. (contextlib.closing
     would do that too, but its import takes some milliseconds at every start.)"""
 
-    def __init__(self, connection: sqlite3.Connection,
-                 close: Callable[[], None] | None = None) -> None:
+    def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
-        self._close = close or connection.close
 
     def __enter__(self) -> sqlite3.Connection:
         return self.connection
 
     def __exit__(self, *details: object) -> None:
-        self._close()
+        self.connection.close()
 
 
 class _Database:
@@ -2672,7 +2641,9 @@ class _Database:
         """Connect to the database, or to a copy of it. With isolation_level None, the sqlite3
         module begins no transaction behind our back."""
         if self.connect is sqlite3.connect and self.durable:
-            return sqlite3.connect(path or self.path, timeout=0.1, isolation_level=None)
+            plain = sqlite3.connect(path or self.path, timeout=0.1, isolation_level=None)
+            plain.text_factory = _decode
+            return plain
         opened: sqlite3.Connection = self.retry_while_locked(lambda: self.open_at_once(path))
         return opened
 
@@ -2699,7 +2670,7 @@ class _Database:
         try:
             connection.isolation_level = None
             connection.row_factory = None
-            connection.text_factory = TEXT
+            connection.text_factory = _decode
             for pragma in ("busy_timeout = 100", "locking_mode = NORMAL", "count_changes = OFF",
                            f"synchronous = {'FULL' if self.durable else 'OFF'}"):
                 connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -2709,9 +2680,11 @@ class _Database:
         opened: sqlite3.Connection = connection
         return opened
 
-    def writing(self) -> _closing:
-        """Return a context with a new connection, in a transaction that holds the write lock."""
-        self.must_exist()
+    def writing(self, new: bool = False) -> _closing:
+        """Return a context with a new connection, in a transaction that holds the write lock. Only
+        a `new` database may be missing."""
+        if not new:
+            self.must_exist()
         connection = self.open()
         try:
             self.prepare_for_writing(connection)
@@ -2746,11 +2719,13 @@ class _Database:
             return self.retry_while_locked(lambda: read_by(self.open()))
         except self.errors + (MemoryError,) as error:
             if not self._needs_immutable(error):
-                raise self.explain(error) from error
+                raise _explain(error, name=self.name) from error
         from urllib.parse import quote
         uri = f"file://{quote(os.fsencode(self.path))}?immutable=1"
         with self.explained():
-            return read_by(sqlite3.connect(uri, uri=True))
+            connection = sqlite3.connect(uri, uri=True)
+            connection.text_factory = _decode
+            return read_by(connection)
 
     def _needs_immutable(self, error: Exception) -> bool:
         """Return whether a read failed because the database is in WAL mode, in a directory in
@@ -2772,17 +2747,13 @@ class _Database:
                 "run fastmigrate with --createdb; to bring it back, restore a backup with "
                 "--restore. Name another database with --db.") from None
         except OSError as error:
-            raise self.explain(error) from error
+            raise _explain(error, name=self.name) from error
         if os.path.isdir(self.path):
             raise MigrationError(f"{self.name} is a directory, not a database. Name the "
                                  "database file.")
         if 0 < size < 100:  # SQLite would take a file of one byte for an empty database
             raise MigrationError(f"{self.name} is not a database. Nothing was changed. Name the "
                                  "database file with --db.")
-
-    def working_copy(self, label: str, tick: Callable[[], None]) -> _WorkingCopy:
-        """Return a working copy of the database; `label` is a part of its name."""
-        return _WorkingCopy(self, label, tick)
 
     def find_copies(self) -> list[str]:
         """Return the paths of the working copies beside the database. If its path is a link,
@@ -2802,10 +2773,6 @@ class _Database:
         With `changes`, the code in it may change the database, so the message tells the version.
         """
         return _Explained(self, changes)
-
-    def explain(self, error: BaseException, state: str = "Nothing was changed.") -> MigrationError:
-        """Return a MigrationError for an error of SQLite or of the system."""
-        return _explain(error, state, self.name)
 
     def standing(self) -> str:
         """Return a sentence on where the database stands now."""
@@ -2873,12 +2840,11 @@ class _Database:
         this at once, one creates it, and the others wait for its lock. (To build it under
         another name and then link it would need hard links, which some file systems lack.)
         """
+        if not self.is_missing():
+            return False
         with self.explained():
             os.makedirs(os.path.dirname(_follow_link(self.path)), exist_ok=True)
-            with _closing(self.open()) as connection:
-                if self.connect is not sqlite3.connect:  # it may have turned the journal off
-                    self.prepare_for_writing(connection)
-                self.begin(connection)
+            with self.writing(new=True) as connection:
                 if not _is_empty(connection):
                     return False
                 connection.execute(CREATE_META)
@@ -2904,7 +2870,6 @@ class _Database:
         """Set the version by hand, and delete the scripts above it from the history. Those of the
         `listing` that count as applied now are recorded as they are; without it, the next run does
         that. If `only_unversioned`, a database that has a version stays as it is."""
-        self.must_exist()
         with self.explained(), self.writing() as connection:
             trouble: Exception | None = None
             try:
@@ -2922,8 +2887,8 @@ class _Database:
             except self.errors as error:
                 raise trouble or error from None
             _forget(connection, version, self.name)
-            if listing and not listing.twins:
-                _record(connection, version, [], listing, _select_objects(connection))
+            if version and listing and not listing.twins:
+                _record(connection, version, [], listing, _read_objects(connection))
             self.commit(connection)
 
 
@@ -3140,19 +3105,29 @@ def _back_up(database: _Database, ending: str = ".backup") -> str:
         new = f"{database.path}-copy-backup-{_unique()}"
         try:
             _copy_database(database, new)
-            return _place_backup(database, new, ending)
+            # An empty file reserves the name first, because os.replace() would overwrite a backup
+            # that another process has just made. (A hard link would not, but some file systems
+            # have none.)
+            stamp = _reserve_stamped_name(database.path, ending)
+            try:
+                os.replace(new, database.path + stamp)
+            except BaseException:
+                _remove(database.path + stamp)
+                raise
+            _sync(os.path.dirname(database.path))
+            return database.path_as_given + stamp
         except database.errors + (OSError,) as error:
             # If `new` is gone, another process, which was about to run a script on a copy,
             # took ours for a leftover and deleted it. Then try again.
             if os.path.exists(new) or not tries_left:
                 raise MigrationError(f"no backup of {database.name} could be made: "
-                                     f"{database.explain(error)}") from error
+                                     f"{_explain(error, name=database.name)}") from error
         finally:
             _remove_database(new)
     raise AssertionError("unreachable")
 
 
-def _copy_database(database: _Database, path: str) -> None:
+def _copy_database(database: _Database, path: str, like: str = "") -> None:
     """Copy one state of the database into a new, private file, and make that durable."""
     def step(status: int, remaining: int, total: int) -> None:
         if status & 0xFF in (SQLITE_BUSY, SQLITE_LOCKED):
@@ -3172,26 +3147,12 @@ def _copy_database(database: _Database, path: str) -> None:
             _copy_pages(source, copy, step)
 
     wait = _Wait(database)
-    _create_private(path, database.path)
+    _create_private(path, like or database.path)
     made = _identify(path)
     database.read_unversioned(copy_from)
     database.report.end_progress()
     if database.durable:
         _sync(path)
-
-
-def _place_backup(database: _Database, new: str, ending: str) -> str:
-    """Rename a complete backup to its final name; return that. An empty file reserves the name
-    first, because os.replace() would overwrite a backup that another process has just made. (A
-    hard link would not, but some file systems have none.)"""
-    stamp = _reserve_stamped_name(database.path, ending)
-    try:
-        os.replace(new, database.path + stamp)
-    except BaseException:
-        _remove(database.path + stamp)
-        raise
-    _sync(os.path.dirname(database.path))
-    return database.path_as_given + stamp
 
 
 # -------------------------------------------------------------- restoring
@@ -3201,14 +3162,23 @@ SIDE_FILES = ("-shm", "-wal", "-journal")  # what SQLite may keep beside a datab
 
 
 def _restore(database: _Database, backup: str) -> int:
-    """Replace the content of the database by that of a backup; return its version. The steps are
-    those of a script on a working copy (see _WorkingCopy). The old content is kept in a file with
-    the ending .before-restore. A database that SQLite cannot read becomes that file itself."""
+    """Replace the content of the database by that of a backup; return its version. The old
+    content is kept in a file with the ending .before-restore."""
     source = _Database(backup, database.timeout, database.connect, database.report)
     _check_places(source, database)
     version = _read_sound_version(source)
-    file, aside, kept = _follow_link(database.path_as_given), "", list[str]()
-    copy = database.working_copy("restore", lambda: None)
+    with database.explained(changes=True):
+        if os.path.exists(database.path) and not _is_unreadable(database):
+            _restore_over(database, source, version)
+        else:
+            _restore_anew(database, source)
+    return version
+
+
+def _restore_over(database: _Database, source: _Database, version: int) -> None:
+    """Restore by the steps of a script on a working copy: see _WorkingCopy."""
+    kept: list[str] = []
+    copy = _WorkingCopy(database, "restore", lambda: None)
 
     def work(reader: sqlite3.Connection) -> int:
         copy.remove_leftovers()
@@ -3217,35 +3187,48 @@ def _restore(database: _Database, backup: str) -> int:
         source.read_unversioned(copy.fill_from)
         return version
 
-    with database.explained(changes=True):
-        if os.path.exists(file) and _is_unreadable(database):
-            aside = file + _reserve_stamped_name(file, ".before-restore")
-            kept.append(aside)
-        is_new, created = bool(aside) or not os.path.exists(file), False
-        try:
-            if aside:
+    try:
+        _match_page_size(database, source)
+        copy.replace_database(work)
+    except _LockedError:
+        _remove(*kept)  # nothing was replaced
+        kept.clear()
+        raise
+    except _CopyRejected as error:
+        raise MigrationError(f"{source.name} cannot replace {database.name}: {error}. "
+                             f"{database.standing()} Run this again.") from error
+    finally:
+        for path in kept:
+            database.report.result(f"What {database.name} held is kept in {path}")
+
+
+def _restore_anew(database: _Database, source: _Database) -> None:
+    """Restore where there is no database, or one that SQLite cannot read: its file becomes the
+    one with the ending .before-restore. The new file is complete before anything is touched."""
+    file = _follow_link(database.path_as_given)
+    exists = os.path.exists(file)
+    os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
+    new = f"{file}-copy-restore-{_unique()}"
+    try:
+        _copy_database(source, new, like=file if exists else source.path)
+        with _closing(database.open(new)) as connection:
+            # A log or a journal that was left beside the missing file belongs to another
+            # database. The lock keeps everybody from using them until they are removed.
+            _journal_mode(connection, "DELETE")
+            connection.execute("BEGIN EXCLUSIVE")
+            if exists:
+                aside = file + _reserve_stamped_name(file, ".before-restore")
                 # The file goes last, because SQLite deletes a log or a journal that lies alone.
                 _rename_files(file, aside, (*SIDE_FILES, ""))
-            if is_new:
-                os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
-                _create_private(file, aside or source.path)
-                created = True
-            _match_page_size(database, source)
-            copy.replace_database(work)
-        except BaseException as error:
-            if is_new and _put_back(database, file, aside, created):
-                kept.clear()
-            elif not is_new and isinstance(error, _LockedError):
-                _remove(*kept)  # nothing was replaced
-                kept.clear()
-            if isinstance(error, _CopyRejected):
-                raise MigrationError(f"{backup} cannot replace {database.name}: {error}. "
-                                     f"{database.standing()} Run this again.") from error
-            raise
-        finally:
-            for path in kept:
-                database.report.result(f"What {database.name} held is kept in {path}")
-    return version
+                database.report.result(f"What {database.name} held is kept in {aside}")
+            _give_name(new, file)
+            _remove(*(file + end for end in SIDE_FILES))
+        _sync(os.path.dirname(file) or ".")
+    except FileExistsError:
+        raise MigrationError(f"another process has just created {database.name}, which was not "
+                             "replaced. Run this again if you want to replace it.") from None
+    finally:
+        _remove_database(new)
 
 
 def _check_places(source: _Database, database: _Database) -> None:
@@ -3268,35 +3251,6 @@ def _is_unreadable(database: _Database) -> bool:
     except database.errors as error:
         return _is_damage(error)  # the next write fails with any other, and reports it
     return False
-
-
-def _put_back(database: _Database, file: str, aside: str, created: bool) -> bool:
-    """Remove the new file that a restore which failed has `created`, or put back what was set
-    aside. Return False if there is a database now, which another process has created meanwhile."""
-    try:
-        if aside and not os.path.getsize(aside):
-            os.unlink(aside)  # this is still what reserved the name
-        elif created:
-            with _closing(database.open()) as connection:
-                if not _is_empty(connection):
-                    return False
-                _journal_mode(connection, "MEMORY")  # no file: the disk may be full
-                connection.execute("BEGIN EXCLUSIVE")
-                if not _is_empty(connection):
-                    return False
-                if aside:
-                    os.replace(aside, file)  # while the lock keeps others out
-                else:
-                    os.unlink(file)
-        elif aside:
-            _give_name(aside, file)  # fails if another process has created one
-        elif os.path.exists(file):
-            return False
-        if aside:
-            _rename_files(aside, file, SIDE_FILES)
-        return True
-    except database.errors + (OSError,):
-        return False
 
 
 def _rename_files(old: str, new: str, ends: Iterable[str]) -> None:
@@ -3373,8 +3327,7 @@ def _create_private(path: str, like: str) -> None:
                 except OSError:
                     pass  # a file system without modes; what it has is what the database has
     except BaseException:
-        if not os.fstat(descriptor).st_size:  # else another process uses it already
-            _remove(path)
+        _remove(path)
         raise
     finally:
         os.close(descriptor)
@@ -3440,10 +3393,11 @@ def _sync(path: str) -> None:
 
 
 def _remove(*paths: str) -> None:
+    """Remove files; ignore what cannot be removed."""
     for path in paths:
         try:
             os.unlink(path)
-        except FileNotFoundError:
+        except OSError:
             pass
 
 
@@ -3453,93 +3407,10 @@ def _remove_database(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
         import shutil
         shutil.rmtree(path, ignore_errors=True)  # a script made a directory there
-    for end in ("", *SIDE_FILES):
-        try:
-            os.unlink(path + end)
-        except OSError:
-            pass
+    _remove(path, *(path + end for end in SIDE_FILES))
 
 
 # ------------------------------------------------------------------ scratch databases
-
-
-class _MemoryDatabase(_Database):
-    """A database in memory, which no other process sees: nothing is locked, and nothing
-    outlives this process. Scripts that need a file get one in a temporary directory."""
-
-    def __init__(self, connect: Connect, report: _Report | None = None) -> None:
-        super().__init__("memory", connect=connect, report=report, durable=False)
-        self.name = "the database in memory"
-        self.path = ":memory:"  # each connection to it is to a new, empty database
-        self.connection = self.open()
-        self.connection.executescript(f"{CREATE_META}; INSERT INTO _meta VALUES (1, 0);")
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> _MemoryDatabase:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.connection.close()
-        if self._folder:
-            self._folder.cleanup()
-
-    def replay(self, migrations_dir: StrPath, to: int | None = None) -> None:
-        """Run the scripts up to a version."""
-        _replay(self, migrations_dir, to)
-
-    def standing_after(self, script: _Script, version: int) -> str:
-        return "This was a trial in a scratch database: nothing was changed."
-
-    def must_exist(self) -> None:
-        """It does."""
-
-    def find_copies(self) -> list[str]:
-        return []
-
-    def read(self, also: Reader = lambda *details: None) -> tuple[int, Any]:
-        version = _read_version(self.connection, self.name)
-        return version, also(self.connection, version)
-
-    def writing(self) -> _closing:
-        _prepare_for_writing(self.connection, durable=False)
-        self.connection.execute("BEGIN")
-        return _closing(self.connection, self.renew)
-
-    def renew(self, source: sqlite3.Connection | None = None) -> None:
-        """Copy the database, or another one, to a new connection, and close the old one: to get
-        rid of the temporary tables, attached databases and settings that a script left in it,
-        and because the page size of a database in memory cannot change."""
-        old, self.connection = self.connection, self.open()
-        if old.in_transaction:
-            old.execute("ROLLBACK")
-        old.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
-        _copy_pages(source or old, self.connection)
-        old.close()
-
-    def working_copy(self, label: str, tick: Callable[[], None]) -> _WorkingCopy:
-        import tempfile
-        if not self._folder:
-            self._folder = tempfile.TemporaryDirectory(prefix="fastmigrate-")
-        return _MemoryCopy(self, os.path.join(self._folder.name, f"scratch.db-{label}"), tick)
-
-
-class _MemoryCopy(_WorkingCopy):
-    """A working copy of a database in memory: there is no lock to hold."""
-
-    def __init__(self, database: _MemoryDatabase, path: str, tick: Callable[[], None]) -> None:
-        super().__init__(database, "", tick)
-        self._memory = database
-        self.path = path
-
-    def replace_database(self, work: Callable[[sqlite3.Connection], int]) -> None:
-        """Let `work` fill and change the copy; then make it the database."""
-        try:
-            version = work(self._memory.connection)
-            with _closing(self._database.open(self.path)) as source:
-                self._pin(source, version)
-                self._memory.renew(source)
-        finally:
-            _remove_database(self.path)
 
 
 class _ScratchFile(_Database):
@@ -3557,13 +3428,33 @@ class _ScratchFile(_Database):
         return self._outcome
 
 
+class _Scratch(_ScratchFile):
+    """A new database in a temporary directory, which is removed on exit."""
+
+    def __init__(self, connect: Connect, report: _Report | None = None) -> None:
+        import tempfile
+        try:
+            self._room = tempfile.TemporaryDirectory(prefix="fastmigrate-")
+        except OSError as error:
+            raise _explain(error) from error
+        super().__init__(os.path.join(self._room.name, "scratch.db"), "the scratch database",
+                         "This was a trial in a scratch database: nothing was changed.",
+                         connect=connect, report=report, durable=False)
+
+    def __enter__(self) -> _Scratch:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._room.cleanup()
+
+
 def _replay(scratch: _Database, migrations_dir: StrPath, to: int | None) -> None:
-    """Run the scripts up to a version on a scratch database, which cannot tell which of several
-    scripts of one number ran on a real one."""
-    listing = _scan(migrations_dir)
-    _refuse_twins(listing)
+    """Run the scripts up to a version on a scratch database, which is created if it is not there.
+    It cannot tell which of several scripts of one number ran on a real one."""
+    listing = _scan_unique(migrations_dir)
     if listing.ignored:
         scratch.report.warn(_describe_ignored(listing))
+    scratch.create()
     _Run(scratch, migrations_dir, to, listing=listing).run()
 
 
@@ -3992,21 +3883,10 @@ def _module(sql: str) -> str:
     return _fold(_bare(texts[5]))
 
 
-def _select_objects(connection: sqlite3.Connection) -> list[Any]:
-    """Return what SELECT_OBJECTS finds, also if a name is not UTF-8."""
-    before = connection.text_factory
-    connection.text_factory = lambda data: data.decode(errors="replace")
-    try:
-        return connection.execute(SELECT_OBJECTS).fetchall()
-    finally:
-        connection.text_factory = before
-
-
 def _read_objects(connection: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
     """Return (type, name, table, SQL) of each object in a database, in an order in which they
     can be created. What SQLite and virtual tables create for themselves is left out."""
-    import re
-    objects = _select_objects(connection)
+    objects = connection.execute(SELECT_OBJECTS).fetchall()
     try:
         shadows = {_fold(name) for name, in connection.execute(SELECT_SHADOWS).fetchall()}
     except connection.OperationalError:
@@ -4024,12 +3904,6 @@ def _read_objects(connection: sqlite3.Connection) -> list[tuple[str, str, str, s
     # SQLite calls a table a shadow because of its name alone. So `contents` are taken out: they
     # may have such a name, but the application created them for an index to read from.
     return [found for found in objects if _fold(found[2]) not in shadows - contents]
-
-
-def _read_bookkeeping(connection: sqlite3.Connection) -> list[str]:
-    """Return the names of the tables in which other migration tools keep their books."""
-    return [name for kind, name, _, _ in _read_objects(connection)
-            if kind == "table" and _fold(name) in BOOKKEEPING]
 
 
 def _read_application(connection: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
@@ -4101,12 +3975,12 @@ def _diff_schemas(before: Schema, after: Schema, name_before: str, name_after: s
         name_before, name_after, lineterm="", n=99))
 
 
-def _diff_from_scripts(scratch: _MemoryDatabase, migrations_dir: StrPath, version: int,
+def _diff_from_scripts(scratch: _Scratch, migrations_dir: StrPath, version: int,
                        other: Schema, name: str) -> str:
     """Return how the schema `other` differs from the one that the scripts up to `version`
     build, "" if it does not. `scratch` must not be at a higher version. It is migrated to
     `version`."""
-    scratch.replay(migrations_dir, version)
+    _replay(scratch, migrations_dir, version)
     own = scratch.read(_read_schema)[1]
     return _diff_schemas(own, other, f"the scripts up to {version}", name)
 
@@ -4123,29 +3997,23 @@ OF_THE_APPLICATION = (
 def _newly_broken(connection: sqlite3.Connection, before: list[Any]) -> dict[str, str]:
     """Return what _broken_objects() finds now, and not in the schema `before`, which is tried
     only if something is broken now."""
-    broken = _broken_objects(_read_objects(connection), connection)
+    broken = _broken_objects(_read_objects(connection))
     old = _broken_objects(before) if broken else {}
     return {name: fault for name, fault in broken.items() if name not in old}
 
 
-def _broken_objects(objects: list[Any], connection: sqlite3.Connection | None = None,
-                    ) -> dict[str, str]:
+def _broken_objects(objects: list[Any]) -> dict[str, str]:
     """Return {name: fault} of what does not work in a schema: views and triggers that do not
-    compile, and tables with a foreign key that cannot work. `connection` is to a database with
-    this schema, if there is one: to look up foreign keys, it needs no copy of the schema."""
-    has_code = any(kind in ("view", "trigger") for kind, *_ in objects)
-    if connection and not has_code:
-        faults = {f"table {name}": _find_fault_of_keys(connection, name, ())
-                  for kind, name, *_ in objects if kind == "table"}
-    elif has_code or any("references" in sql.lower() for *_, sql in objects):
-        # Not by the application's `connect`, which may make a file of this name. What needs a
-        # function that only the application has is no fault.
-        with _closing(sqlite3.connect(":memory:", isolation_level=None)) as scratch:
-            copy = _EmptyCopy(scratch, objects)
-            faults = {f"{kind} {name}": copy.try_out(kind, name, table, sql)
-                      for kind, name, table, sql in objects}
-    else:
-        faults = {}
+    compile, and tables with a foreign key that cannot work."""
+    if not any(kind in ("view", "trigger") or "references" in sql.lower()
+               for kind, *_, sql in objects):
+        return {}
+    # Not by the application's `connect`, which may make a file of this name. What needs a
+    # function that only the application has is no fault.
+    with _closing(sqlite3.connect(":memory:", isolation_level=None)) as scratch:
+        copy = _EmptyCopy(scratch, objects)
+        faults = {f"{kind} {name}": copy.try_out(kind, name, table, sql)
+                  for kind, name, table, sql in objects}
     return {name: f"{name} {fault}" for name, fault in faults.items() if fault}
 
 
@@ -4266,7 +4134,7 @@ def _broken_and_known(connection: sqlite3.Connection,
                       ) -> tuple[dict[str, str], set[str]]:
     """Return what is broken now, and the names of what was broken already when the history
     began. Without a history, everything that is broken counts as known."""
-    broken = _broken_objects(_read_objects(connection), connection)
+    broken = _broken_objects(_read_objects(connection))
     if not broken or not connection.execute(HAS_HISTORY).fetchall():
         return broken, set(broken)
     return broken, {name for names, in connection.execute(
@@ -4327,14 +4195,6 @@ def _read_tables(connection: sqlite3.Connection) -> dict[str, tuple[str, str]]:
             if kind == "table"}
 
 
-def _read_table(connection: sqlite3.Connection, table: str) -> tuple[str, str]:
-    """Return (name, SQL) of a table that there is."""
-    found: tuple[str, str] = connection.execute(
-        "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name = ? COLLATE NOCASE",
-        (table,)).fetchall()[0]
-    return found
-
-
 def _has_rowid(sql: str) -> bool:
     return "without" not in _key_of(_split_table(sql)[-1], set())
 
@@ -4380,7 +4240,7 @@ class _Change:
 
     def both(self, table: str) -> list[tuple[str, str]]:
         """Return (name, SQL) of a table as it is and as it is wanted."""
-        return [_read_table(each, table) for each in (self.scratch, self.wanted)]
+        return [_read_tables(each)[table] for each in (self.scratch, self.wanted)]
 
     def columns(self, table: str) -> list[dict[str, _Column]]:
         """Return the columns of a table as they are and as they are wanted."""
@@ -4600,15 +4460,6 @@ def _split_dotted(text: str) -> tuple[str, str]:
     return _bare(found[1]), _bare(found[2] or "")
 
 
-def _split_answer(text: str) -> tuple[str, str]:
-    """Return (name, value) of NAME=VALUE. Raises ValueError for anything else."""
-    import re
-    found = re.fullmatch(r'((?:"(?:[^"]|"")*"|[^"=])+)=(.*\S.*)', text, re.S)
-    if not found:
-        raise ValueError(f"{text!r} is not NAME=VALUE")
-    return found[1], found[2].strip()
-
-
 def _dotted(*names: str) -> str:
     """Return TABLE or TABLE.COLUMN as _split_dotted() reads it."""
     return ".".join(_quoted(name) if any(sign in name for sign in '".=') else name
@@ -4782,10 +4633,10 @@ def _find_gone(change: _Change) -> dict[tuple[str, str], tuple[str, list[str]]]:
 # -------------------------------------------------------------- the whole change
 
 
-def _copy_schema(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
-    """Create in an empty database what an application made in another, without its rows."""
+def _copy_schema(schema: Schema, target: sqlite3.Connection) -> None:
+    """Create a schema in an empty database."""
     target.execute("PRAGMA foreign_keys = OFF")  # some builds have them on
-    for _, _, sql in _read_schema(source).values():
+    for _, _, sql in schema.values():
         target.execute(sql).fetchall()
 
 
@@ -4806,11 +4657,11 @@ def _read_schema_file(path: str) -> str:
                              "file as UTF-8.", path=path, line=line) from error
 
 
-def _run_schema_file(scripts: sqlite3.Connection, wanted: sqlite3.Connection, text: str,
+def _run_schema_file(scripts: Schema, wanted: sqlite3.Connection, text: str,
                      path: str) -> None:
     """Run the statements of a schema file in an empty database. Raises MigrationError with the
     line of a statement that is not allowed there or that SQLite rejects."""
-    for kind, _, sql in _read_schema(scripts).values():
+    for kind, _, sql in scripts.values():
         if kind == "pragma":  # a file that does not speak of these leaves them alone
             wanted.execute(sql)
     line, statement = 1, ""
@@ -4848,14 +4699,16 @@ def _compare_with_scripts(migrations_dir: StrPath, schema: StrPath, connect: Con
     """
     path = os.fsdecode(schema)
     text = _read_schema_file(path)
-    with _MemoryDatabase(connect, report.of_scratch()) as scripts, scripts.explained(), \
+    with _Scratch(connect, report.of_scratch()) as scripts, scripts.explained(), \
             _closing(scripts.open(":memory:")) as scratch, \
             _closing(scripts.open(":memory:")) as wanted:
         if os.path.exists(migrations_dir):
             _announce(report, _scan(migrations_dir))
-            scripts.replay(migrations_dir, None)
-        _copy_schema(scripts.connection, scratch)
-        _run_schema_file(scripts.connection, wanted, text, path)
+            _replay(scripts, migrations_dir, None)
+        scripts.create()
+        today = scripts.read(_read_schema)[1]
+        _copy_schema(today, scratch)
+        _run_schema_file(today, wanted, text, path)
         change = _Change(scratch, wanted)
         answers = _Answers(change, path, rename, drop, fill)
         try:
@@ -4874,7 +4727,8 @@ def _compare_with_scripts(migrations_dir: StrPath, schema: StrPath, connect: Con
         if remains:
             raise MigrationError(f"no script was found that leads exactly to {path}. Nothing was "
                                  f"written. Write it by hand. What remains:\n{remains}")
-        broken = _newly_broken(scratch, _read_objects(scripts.connection))
+        broken = _newly_broken(
+            scratch, scripts.read(lambda connection, version: _read_objects(connection))[1])
         for fault in broken.values():
             raise MigrationError(f"{path}: {fault}. Nothing was written. Change or remove it "
                                  f"in {path}, then run this again.", path=path)
@@ -4888,12 +4742,12 @@ def _verify_schema_file(migrations_dir: StrPath, schema: str, connect: Connect,
     """Return how a schema file differs from the schema of the scripts, "" if it does not."""
     text = _read_schema_file(schema)
     _announce(report, _scan(migrations_dir))
-    with _MemoryDatabase(connect, report.of_scratch()) as scripts, scripts.explained(), \
+    with _Scratch(connect, report.of_scratch()) as scripts, scripts.explained(), \
             _closing(scripts.open(":memory:")) as wanted:
-        scripts.replay(migrations_dir, None)
-        _run_schema_file(scripts.connection, wanted, text, schema)
-        return _diff_schemas(_read_schema(scripts.connection), _read_schema(wanted),
-                             "the scripts", schema)
+        _replay(scripts, migrations_dir, None)
+        today = scripts.read(_read_schema)[1]
+        _run_schema_file(today, wanted, text, schema)
+        return _diff_schemas(today, _read_schema(wanted), "the scripts", schema)
 
 
 def _recreate(connection: sqlite3.Connection, table_name: str, definitions: str,
@@ -4907,7 +4761,7 @@ def _recreate(connection: sqlite3.Connection, table_name: str, definitions: str,
     options = _source(sql, _split_table(sql)[-1])
     changed = f"CREATE TABLE {_name(name)} (\n{definitions}\n) {options}".rstrip()
     with _closing(open_memory()) as scratch, _closing(open_memory()) as wanted:
-        _copy_schema(connection, scratch)
+        _copy_schema(_read_schema(connection), scratch)
         try:
             for *_, each in _read_application(connection):
                 wanted.execute(changed if each == sql else each).fetchall()
@@ -4929,8 +4783,8 @@ def _schema_of_scripts(migrations_dir: StrPath, to: int | None, connect: Connect
                        report: _Report) -> str:
     """Return what get_schema() returns."""
     _announce(report, _scan(migrations_dir), to=to)
-    with _MemoryDatabase(connect, report.of_scratch()) as scratch:
-        scratch.replay(migrations_dir, to)
+    with _Scratch(connect, report.of_scratch()) as scratch:
+        _replay(scratch, migrations_dir, to)
         return _schema_text(scratch.read(_read_schema)[1])
 
 
@@ -4947,7 +4801,7 @@ def _create_script(folder: str, description: str, text: str, notes: list[str]) -
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise _explain(error, "Nothing was written.") from error
-    number = max(_scripts(folder), default=0) + 1
+    number = _scan_unique(folder).latest + 1
     if number > MAX_VERSION:
         raise ValueError(f"there is a script {MAX_VERSION} already, the last there can be")
     path = os.path.join(folder, f"{number:04d}-{slug}{extension}")
@@ -4986,7 +4840,7 @@ def _give_name(hidden: str, path: str) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
         os.rename(hidden, path)
     else:
-        os.unlink(hidden)
+        _remove(hidden)
 
 
 # ------------------------------------------------------------------ squash
@@ -5003,8 +4857,7 @@ def _squash(folder: str, to: int, connect: Connect, report: _Report) -> str:
     import tempfile
     path = os.path.join(folder, f"{to:04d}{SQUASHED_ENDING}")
     before = os.path.join(folder, f"before-{to:04d}")
-    listing = _scan(folder)
-    _refuse_twins(listing)
+    listing = _scan_unique(folder)
     for taken in filter(os.path.lexists, (path, before)):
         raise MigrationError(f"{taken} already exists, and squash puts scripts there. Nothing "
                              "was changed. Move it out of the way first.")
@@ -5016,8 +4869,7 @@ def _squash(folder: str, to: int, connect: Connect, report: _Report) -> str:
     with tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
         new_folder = os.path.join(room, "new")
         new = _write_squashed(folder, new_folder, to, connect, report)
-        proof = _write_squashed(new_folder, os.path.join(room, "proof"), to, connect,
-                                _Report(stop=report.stop, silent=True))  # the same warnings
+        proof = _write_squashed(new_folder, os.path.join(room, "proof"), to, connect, report)
         # Different values are never written alike, so equal texts mean equal databases.
         if not filecmp.cmp(new, proof, shallow=False):
             raise MigrationError(f"the squashed script would not build what the scripts up to {to} "
@@ -5032,13 +4884,10 @@ def _write_squashed(source: str, target: str, to: int, connect: Connect, report:
     into the new directory `target`; return its path."""
     os.mkdir(target)
     path = os.path.join(target, f"{to:04d}{SQUASHED_ENDING}")
-    database = _ScratchFile(os.path.join(target, "scratch.db"), "the scratch database",
-                            "This was a trial of squash: nothing was changed.",
-                            connect=connect, report=report.of_scratch(), durable=False)
-    database.create()
-    _replay(database, source, to)
-    with database.explained(), open(path, "w", encoding="utf-8", newline="") as file:
-        file.writelines(_squash_text(database, to))
+    with _Scratch(connect, report.of_scratch()) as database:
+        _replay(database, source, to)
+        with database.explained(), open(path, "w", encoding="utf-8", newline="") as file:
+            file.writelines(_squash_text(database, to))
     return path
 
 
@@ -5106,7 +4955,8 @@ def _squash_text(database: _Database, to: int) -> Iterator[str]:
             yield "PRAGMA ignore_check_constraints = OFF;\n"
         if any(map(_is_sequenced, tables)):
             yield "DELETE FROM sqlite_sequence;\n"
-            sequences = _Table(connection, *_read_table(connection, "sqlite_sequence"))
+            sequences = _Table(connection, "sqlite_sequence",
+                               "CREATE TABLE sqlite_sequence(name, seq)")
             yield from _dump_rows(rows, sequences)
         for kind, _, sql in _read_schema(connection).values():
             if kind == "pragma":
@@ -5257,7 +5107,8 @@ def _float_literal(connection: sqlite3.Connection, value: float) -> str:
 
 def _schema_without_tools(database: _Database, connection: sqlite3.Connection) -> Schema:
     """Return the schema of a database; name the tables of other tools, which are no part of it."""
-    tables = _read_bookkeeping(connection)
+    tables = [name for kind, name, *_ in _read_objects(connection)
+              if kind == "table" and _fold(name) in BOOKKEEPING]
     if tables:
         database.report.result(f"left out of the schema of {database.name}, as another tool's "
                                f"bookkeeping: {_cut(tables)}")
@@ -5269,7 +5120,7 @@ def _schema_without_tools(database: _Database, connection: sqlite3.Connection) -
 
 def _find_version(database: _Database, schema: Schema, listing: _Listing) -> int:
     """Return the highest version whose schema, replayed, is this one."""
-    with _MemoryDatabase(database.connect, database.report.of_scratch()) as scratch:
+    with _Scratch(database.connect, database.report.of_scratch()) as scratch:
         diffs = {version: _diff_from_scripts(scratch, listing.folder, version, schema,
                                              database.name)
                  for version in sorted(listing.names)}
@@ -5547,7 +5398,7 @@ class _Explained:
         if isinstance(error, errors + (OSError, ValueError, MemoryError)) and not isinstance(
                 error, MigrationError):
             state = self.database.standing() if self.changes else "Nothing was changed."
-            raise self.database.explain(error, state) from error
+            raise _explain(error, state, self.database.name) from error
 
 
 def _explain(error: BaseException, state: str = "Nothing was changed.",
@@ -5599,7 +5450,7 @@ class _Report:
 
     def __init__(self, results: bool = False, shows_output: bool = False, logged: bool = True,
                  target: str = "", stop: Sequence[int] = (),
-                 said: set[str] | None = None, silent: bool = False) -> None:
+                 said: set[str] | None = None) -> None:
         self.results = results  # print on stdout what was done
         self.shows_output = shows_output  # show the output of scripts as it comes
         self.target = target  # " to NAME" where several databases are migrated
@@ -5607,12 +5458,11 @@ class _Report:
         self._logged = logged  # warnings are logged, else they go to stderr
         self._terminal = results and not logged and sys.stderr and sys.stderr.isatty()
         self._said = set[str]() if said is None else said  # the warnings that were shown
-        self._silent = silent  # show no warnings
         self._due = 0.0  # when progress is shown next; 0 if nothing is in progress
 
     def of_scratch(self) -> _Report:
         """Return a report for the work on a scratch database: it shows the warnings alone."""
-        return _Report(logged=self._logged, stop=self.stop, said=self._said, silent=self._silent)
+        return _Report(logged=self._logged, stop=self.stop, said=self._said)
 
     def result(self, text: str) -> None:
         if self.results:
@@ -5620,7 +5470,7 @@ class _Report:
             _say(text, result=True)
 
     def warn(self, text: str) -> None:
-        if self._silent or text in self._said:  # a script that is run again says the same again
+        if text in self._said:  # a script that is run again says the same again
             return
         self._said.add(text)
         self.end_progress()
@@ -5657,14 +5507,6 @@ class _Report:
         self._due = 0.0
 
 
-def _utc() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _seconds(duration: float) -> str:
-    return f"{duration * 1000:.0f} ms" if duration < 1 else f"{duration:.1f} s"
-
-
 def _plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
@@ -5694,7 +5536,11 @@ def _parser() -> argparse.ArgumentParser:
             self.exit(2, f"error: {message}; see --help\n")
 
     def assignment(text: str) -> tuple[str, str]:  # argparse names these functions in its errors
-        return _split_answer(text)
+        import re
+        found = re.fullmatch(r'((?:"(?:[^"]|"")*"|[^"=])+)=(.*\S.*)', text, re.S)
+        if not found:
+            raise ValueError(f"{text!r} is not NAME=VALUE")
+        return found[1], found[2].strip()
 
     def name(text: str) -> str:
         _split_dotted(text)
@@ -5874,8 +5720,7 @@ class _Command:
              self.listing).run()
 
     def create(self) -> None:
-        created = self.database.is_missing() and self.database.create()
-        what = "created" if created else "already exists"
+        what = "created" if self.database.create() else "already exists"
         self.report.result(f"{self.path} {what}, at version {self.database.read()[0]}")
 
     def set_version(self) -> None:
@@ -6009,12 +5854,11 @@ def _work_on_scripts(arguments: argparse.Namespace, connect: Connect, report: _R
     """Do what needs no database."""
     folder, schema = arguments.migrations, arguments.schema
     if arguments.action == "--new":
-        answers = {"rename": dict(arguments.rename), "drop": arguments.drop,
-                   "fill": dict(arguments.fill)}
         is_typed = schema is not None  # else the script may be empty, for a change of data alone
         path = _write_next_script(
             folder, arguments.value, schema if is_typed else arguments.config["schema"] or None,
-            answers, connect, report, may_be_empty=not is_typed)
+            connect, report, may_be_empty=not is_typed, rename=dict(arguments.rename),
+            drop=arguments.drop, fill=dict(arguments.fill))
         _say(path, result=True)
     elif arguments.action == "--squash":
         _squash(folder, arguments.value, connect, report)
