@@ -61,7 +61,8 @@ How it works:
 
 The code comes in this order: public calls; the run, SQL scripts, working
 copies; foreign keys, script files, history, the database file, scratch
-databases, processes, schemas, messages, the command line. The run, SQL
+databases, processes, schemas, what no longer works, from schema.sql to a
+script, squash, enrolling, messages, the command line. The run, SQL
 scripts and working copies are 950 lines, and carry the promises. What comes
 after them can be skipped until it is needed.
 """
@@ -71,7 +72,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 import sqlite3
 import sys
 import time
@@ -124,6 +124,7 @@ CREATE_META = (
     "CREATE TABLE main._meta (id INTEGER PRIMARY KEY CHECK (id = 1), "
     "version INTEGER NOT NULL DEFAULT 0)")
 INSERT_META = "INSERT OR REPLACE INTO main._meta (id, version) VALUES (1, ?)"
+GIVEN = "the database that it was given"  # the working copy of a script, in messages
 HAS_HISTORY = "SELECT 1 FROM main.sqlite_master WHERE name = '_migration_history'"
 
 EXTENSIONS = (".sql", ".py", ".sh")
@@ -244,6 +245,13 @@ def _check_version(version: object) -> None:
     if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= MAX_VERSION:
         raise MigrationError(f"{version!r} is not a version. Nothing was changed. Give a number "
                              f"from 0 to {MAX_VERSION}.")
+
+
+def _last_version(to: int | None) -> int:
+    """Return the last version to apply; raise MigrationError if `to` is none."""
+    if to is not None:
+        _check_version(to)
+    return MAX_VERSION if to is None else to
 
 
 def ensure_meta_table(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> None:
@@ -424,7 +432,7 @@ def enroll_db(db_path: StrPath, migrations_dir: StrPath, *,
             version = _read_version(connection, database.name)  # raises if it is empty
             raise MigrationError(f"{database.name} is already versioned, at version {version}. "
                                  "Nothing was changed. Run fastmigrate without --enroll.")
-        _forget(connection, MAX_VERSION, database.name)  # fails if the history is not ours
+        _read_history(connection, MAX_VERSION, database.name)  # fails if it is not ours
         schema = _schema_without_tools(database, connection)
         written = ""
         listing = _scan_unique(folder) if os.path.exists(folder) else _Listing(folder, {}, {}, [])
@@ -498,7 +506,8 @@ def new_migration(migrations_dir: StrPath, description: str, *, schema: StrPath 
         raise MigrationError("rename, drop and fill need a schema file. Nothing was written.")
     return Path(_write_next_script(
         migrations_dir, description, schema, connect, _Report(), rename=dict(rename),
-        drop=list(drop), fill={name: str(value) for name, value in fill.items()}))
+        drop=[drop] if isinstance(drop, str) else list(drop),
+        fill={name: str(value) for name, value in fill.items()}))
 
 
 def _write_next_script(migrations_dir: StrPath, description: str, schema: StrPath | None,
@@ -571,7 +580,7 @@ def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
     """
     database = _Database(db_path, connect=connect)
     with database.explained(), database.writing() as connection:
-        before = _read_dangling(connection)
+        before, objects = _read_dangling(connection), _read_objects(connection)
         statements = _recreate(connection, table_name, new_column_defs,
                                lambda: database.open(":memory:"))
         try:
@@ -585,7 +594,11 @@ def recreate_table(db_path: StrPath, table_name: str, new_column_defs: str, *,
         _, dangling = _compare_dangling(before, _read_dangling(connection))
         if dangling:
             what, _ = _explain_dangling(connection, dangling, "--")
-            raise MigrationError(f"{what}. Nothing was changed.")
+            raise MigrationError(f"the new definition of {table_name}: {what}. Nothing was "
+                                 "changed.")
+        for fault in _newly_broken(connection, objects).values():
+            raise MigrationError(f"with the new definition of {table_name}, {fault}. Nothing was "
+                                 "changed.")
         database.commit(connection)
 
 
@@ -643,9 +656,7 @@ class _Run:
                  backup: bool = False, listing: _Listing | None = None) -> None:
         self.database = database
         self.folder = os.fsdecode(migrations_dir)
-        if to is not None:
-            _check_version(to)
-        self.to = sys.maxsize if to is None else to
+        self.to = _last_version(to)
         self.version = 0  # where the database stands
         self.applied: list[_Applied] = []
         self.never_run: list[str] = []  # scripts that need other numbers to be run at all
@@ -655,7 +666,8 @@ class _Run:
         self._shared_listing = listing  # that listing, if this is one of several databases
         self._backup_wanted = backup
         self._objects_before: list[Any] | None = None  # the schema when the run began
-        self._mode_before = (0, "")  # the version that changed the journal mode; the old mode
+        self._mode_set_for = 0  # the version whose script needs another journal mode
+        self._mode_before = ""  # the journal mode before that was set
         self._plans: dict[int, _Plan] = {}  # by version, for scripts that were tried
         self._describe_work: Callable[[], str] = str  # for the progress
 
@@ -675,9 +687,9 @@ class _Run:
                     raise
                 self._warn_of_broken()
             applied = f", {_plural(len(self.applied), 'migration')} applied" * bool(self.applied)
-            is_clean = self.version <= listing.latest and not self.never_run and not applied
-            report.result(f"{database.name} is {'up to date ' * is_clean}at version "
-                          f"{self.version}{applied}")
+            is_clean = self.version == listing.latest and not self.never_run and not applied
+            what = "up to date at version" if is_clean else "at version"
+            report.result(f"{database.name} is {what} {self.version}{applied}")
             return self.applied
 
     def _inspect(self, listing: _Listing) -> bool:
@@ -785,10 +797,9 @@ class _Run:
     def _restore_mode(self) -> None:
         """Undo what _set_head_mode() did for a script that was not applied, as ROLLBACK cannot,
         unless another connection stands in the way."""
-        version, mode = self._mode_before
-        if version > self.version:
+        if self._mode_set_for > self.version:
             try:
-                self._set_mode(mode, 0)
+                self._set_mode(self._mode_before, 0)
             except self.database.errors + (_Moved,):
                 pass  # the error of the script is the one to tell
 
@@ -805,7 +816,7 @@ class _Run:
             if before == mode:
                 return
             if version and "wal" in (before, mode):  # only WAL is kept in the file
-                self._mode_before = version, before
+                self._mode_set_for, self._mode_before = version, before
             _journal_mode(connection, mode)
 
     def check_not_moved(self, connection: sqlite3.Connection) -> None:
@@ -854,7 +865,7 @@ class _Run:
         """Commit scripts, with the history and the version, which they must have left alone."""
         _record(connection, self.version, done, self.listing, self._objects_before or [])
         script = done[-1].script
-        _check_version_left(script, connection, script.version)  # a trigger may have changed it
+        _fail_if_version_changed(script, connection, script.version)  # by a trigger
         self.database.commit(connection)
 
     def _note(self, done: list[_Applied]) -> None:
@@ -889,11 +900,12 @@ class _Run:
             self.database.report.warn(self.broken[-1])
 
 
-def _check_version_left(script: _Script, connection: sqlite3.Connection, *allowed: int) -> None:
+def _fail_if_version_changed(script: _Script, connection: sqlite3.Connection, *allowed: int,
+                             ) -> None:
     """Fail a script that has left the database without a version, or with one that is not
     allowed."""
     try:
-        version = _read_version(connection, "the database that it was given")
+        version = _read_version(connection, GIVEN)
         if not connection.execute(HAS_META).fetchall():
             raise MigrationError("_meta is gone from sqlite_master")
     except MigrationError as error:
@@ -927,7 +939,8 @@ def _run_batch(run: _Run, pending: list[_Script]) -> list[_Applied]:
             for script in pending:
                 if not batch.run(script):
                     break
-            script, committing = batch.done[-1].script, True  # the first one is never put off
+            # batch.run() puts off no script that is the first: there is a last one, to be blamed.
+            script, committing = batch.done[-1].script, True
             run.commit(connection, batch.done)
         except BaseException as error:
             batch.roll_back()
@@ -961,11 +974,11 @@ class _Batch:
         plan = self._run.plan(script)
         if self.done and (plan.on_copy or plan.own_transaction
                           or time.monotonic() - self._began > BATCH_SECONDS):
-            return False
+            return False  # it was not run
         connection, authorizer, since = self._connection, self._authorizer, time.perf_counter()
         reading, header, blocks = self._run.read(script)
         if self.done and (header.no_transaction or header.pragmas):
-            return False
+            return False  # it was not run
         if header.no_transaction:
             raise _Retry(script, on_copy=True)
         if "squashed" in header.directives and any(
@@ -986,7 +999,8 @@ class _Batch:
         is_blank = not header.pragmas and _skip_blank(header.rest, 0) == len(header.rest)
         self.done.append(_Applied(script, reading.checksum, time.perf_counter() - since,
                                   ", no statement in it" * is_blank, authorizer.changes))
-        return not (authorizer.stateful or header.pragmas or plan.own_transaction)
+        needs_new_connection = authorizer.stateful or header.pragmas
+        return not (needs_new_connection or plan.own_transaction)
 
     def _run_head(self, script: _Script, header: _Header) -> bool:
         """Leave the transaction for the PRAGMAs that work only outside of one. Nothing is lost:
@@ -1232,7 +1246,7 @@ def _run_on_copy(run: _Run, pending: list[_Script]) -> list[_Applied]:
     except _CopyRejected as error:
         raise _ScriptFailed(script, str(error)) from None
     except _LockedError as error:
-        if not done:
+        if not done:  # the script has not run yet
             raise
         raise _ScriptFailed(script, f"its work was discarded, because {error.who}",
                             remedy=error.remedy) from None
@@ -1256,40 +1270,40 @@ def _work_on_copy(run: _Run, script: _Script, copy: _WorkingCopy, reader: sqlite
     else:
         output = _run_process(run, script, copy.path)
     if not os.path.isfile(copy.path):  # SQLite would create an empty one
-        raise _ScriptFailed(script, "it removed the database that it was given")
+        raise _ScriptFailed(script, f"it removed {GIVEN}")
     is_unchanged, name = _fingerprint(copy.path) == before, run.database.name
     if is_unchanged and "database is locked" in output:
         run.database.report.warn(f"{script.name} did not change {name}, and it printed "
                                  f"\"database is locked\". {_WORKS_ON_COPY.format(name)}")
     applied = _Applied(script, reading.checksum, time.perf_counter() - since,
                        ", the database is unchanged" if is_unchanged else "")
-    with _closing(run.database.open(copy.path)) as connection:
-        connection.set_progress_handler(_as_progress_handler(run.tick), TICK_INSTRUCTIONS)
-        _check_copy(run, script, header, connection)
-        connection.execute(UPDATE_META, (script.version,)).fetchall()
-        run.commit(connection, [applied])
+    try:
+        with _closing(run.database.open(copy.path)) as connection:
+            connection.set_progress_handler(_as_progress_handler(run.tick), TICK_INSTRUCTIONS)
+            _check_copy(run, script, header, connection)
+            connection.execute(UPDATE_META, (script.version,)).fetchall()
+            run.commit(connection, [applied])
+    except _LockedError:
+        raise _ScriptFailed(script, f"a process that it started still holds {GIVEN}",
+                            remedy="Let it wait for the processes that it starts") from None
+    except run.database.errors as error:
+        if isinstance(error, MigrationError) or not _is_damage(error):
+            raise
+        raise _ScriptFailed(script, f"it has damaged {GIVEN}: {error}") from None
     return applied
 
 
 def _check_copy(run: _Run, script: _Script, header: _Header, connection: sqlite3.Connection,
                 ) -> None:
     """Begin a transaction on a copy that a script has left. Fail the script if the copy is
-    damaged or in use, has a wrong version, or has references that dangle."""
-    database, given, damage = run.database, "the database that it was given", ""
-    try:
-        _prepare_for_writing(connection, durable=False)
-        database.begin(connection)
-        _check_version_left(script, connection, run.version, script.version)
-        damage = _find_damage(connection)
-    except _LockedError:
-        raise _ScriptFailed(script, f"a process that it started still holds {given}",
-                            remedy="Let it wait for the processes that it starts") from None
-    except database.errors as error:
-        if not _is_damage(error):
-            raise
-        damage = str(error)
+    damaged, has a wrong version, or has references that dangle."""
+    database = run.database
+    _prepare_for_writing(connection, durable=False)
+    database.begin(connection)
+    _fail_if_version_changed(script, connection, run.version, script.version)
+    damage = _find_damage(connection)
     if damage:
-        raise _ScriptFailed(script, f"it has damaged {given}: {damage}")
+        raise _ScriptFailed(script, f"it has damaged {GIVEN}: {damage}")
     if _dangles(connection):
         before = database.read(lambda original, version: _read_dangling(original))[1]
         _check_references(connection, database.report, script, header,
@@ -1414,7 +1428,8 @@ class _WorkingCopy:
             def step(status: int, remaining: int, total: int) -> None:
                 nonlocal watch, worked
                 watch(status, remaining, total)
-                if status > 0xFF and status & 0xFF in (SQLITE_BUSY, SQLITE_LOCKED) and not worked:
+                is_locked = status & 0xFF in (SQLITE_BUSY, SQLITE_LOCKED)
+                if is_locked and status > 0xFF and not worked:
                     raise _StartAgain  # after an extended code, the backup would give up
                 if worked or status:
                     return
@@ -1481,8 +1496,7 @@ class _WorkingCopy:
             return
         with _closing(self._database.open(self.path)) as other:
             if _journal_mode(other, "DELETE") != "delete":
-                raise _CopyRejected("a process that it started still uses the database that it "
-                                    "was given")
+                raise _CopyRejected(f"a process that it started still uses {GIVEN}")
             # With a journal on the disk, SQLite does not write to a file that was moved. (Some
             # builds do not know the mode OFF.)
             gate.execute("PRAGMA journal_mode = MEMORY").fetchall()
@@ -1617,7 +1631,8 @@ class _References:
         return 0, {}
 
     def _affected(self, changes: _Changes) -> set[str]:
-        """Return the tables whose foreign keys a script can have broken."""
+        """Update what is remembered after a script; return the tables whose foreign keys the
+        script can have broken."""
         tables: Iterable[str] = changes.made | changes.dropped
         if changes.everything or self._children is None:
             self._children = set()
@@ -1733,7 +1748,7 @@ def _read_dangling(connection: sqlite3.Connection) -> KeysThatDangle:
 
 def _compare_dangling(before: KeysThatDangle, now: KeysThatDangle) -> tuple[int, KeysThatDangle]:
     """Return the number of references that dangle now and did before; and those that did not.
-    What is found in `before` is taken out of it.
+    What is found in `before` is taken out of it, so that it is not found twice.
 
     Rows are matched by the value that dangles, because a rebuild can renumber them, and tables
     WITHOUT ROWID have no row numbers. A foreign key that was not there before can be an old one
@@ -1901,7 +1916,7 @@ class _Reading:
         """
         import re
         undo, undo_line = UNDO, 0
-        for line, text in self._split():
+        for line, text in self._whole_statements():
             end = 0  # of the comment after which the script would undo itself
             if line == 1 and re.match(SHORT_UP, text, re.I):
                 undo = f"{UNDO}|{SHORT_DOWN}"
@@ -1918,8 +1933,9 @@ class _Reading:
                     remedy="Delete the script's text from this line on")
             yield line, text
 
-    def _split(self) -> Iterator[tuple[int, str]]:
-        """Do what blocks() does, for a script of any tool."""
+    def _whole_statements(self) -> Iterator[tuple[int, str]]:
+        """Yield the script in pieces that end where a statement ends, each with the number of its
+        first line."""
         first = line = 1  # of the text that was not yielded yet, and of the data
         wanted = 0
         parts: list[str] = []
@@ -2020,20 +2036,20 @@ def _statements(text: str, line: int) -> Iterator[tuple[int, str]]:
     """Yield the single statements of an SQL text, each with the number of its first line."""
     import re
     counted, start = 0, _skip_blank(text, 0)
-    trigger, end = False, 0  # only a ; directly after END ends CREATE TRIGGER
+    in_trigger, after_end = False, 0  # only a ; directly after END ends CREATE TRIGGER
     for found in re.finditer(QUOTED_OR_COMMENT + r"|;|\bend\b", text, re.S | re.I):
         if found.group().lower() == "end":
-            end = found.end()
+            after_end = found.end()
         if found.group() != ";" or found.start() < start:
             continue
-        if trigger and _skip_blank(text, end) < found.start():
+        if in_trigger and _skip_blank(text, after_end) < found.start():
             continue
         if not sqlite3.complete_statement(text[start:found.end()]):
-            trigger = True
+            in_trigger = True
             continue
         line, counted = line + text.count("\n", counted, start), start
         yield line, text[start:found.end()]
-        start, trigger = _skip_blank(text, found.end()), False
+        start, in_trigger = _skip_blank(text, found.end()), False
     if start < len(text):
         yield line + text.count("\n", counted, start), text[start:].rstrip()
 
@@ -2113,7 +2129,8 @@ def _scan_for(database: _Database, folder: str) -> _Listing:
     """List the migrations directory of a database. If there is no directory, an error of the
     database is raised first: to enroll an unversioned database needs no directory."""
     try:
-        return _scan(folder)
+        with database.explained():
+            return _scan(folder)
     except FileNotFoundError:
         database.read()
         raise
@@ -2302,8 +2319,10 @@ def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing
                 state = "pending"
             elif number not in history:
                 state = "late" if ran_above else state
-            elif not recorded or number == squashed and name != recorded:
-                pass  # the version was set by hand, or the squashed script replaced this one
+            elif not recorded:
+                pass  # the version was set by hand
+            elif number == squashed and name != recorded:
+                pass  # this is the squashed script, and the one that it replaced has run
             elif thorough or number == version and name != recorded:
                 state = _compare(listing.folder, name, recorded, checksum)
             states.append(_State(number, name, state, row))
@@ -2617,7 +2636,7 @@ class _Database:
         _check_path(self.path_as_given)
         if not isinstance(timeout, (int, float)) or not timeout >= 0:
             raise MigrationError(f"timeout={timeout!r} is not a number of seconds. Nothing was "
-                                 "changed.")
+                                 "changed. Give a number from 0.")
         try:
             folder = "" if os.path.isabs(self.path_as_given) else os.getcwd()
         except FileNotFoundError:
@@ -2629,7 +2648,7 @@ class _Database:
         self.timeout = timeout
         self.connect = connect
         self.report = report or _Report()
-        self.errors: tuple[type[Exception], ...] = (sqlite3.Error,)
+        self.errors: tuple[type[Exception], ...] = (sqlite3.Error,)  # and those of `connect`
         self.durable = durable  # must outlive a power cut
 
     def __fspath__(self) -> str:
@@ -2879,7 +2898,7 @@ class _Database:
             except UnversionedError:
                 connection.execute(CREATE_META)
             except MigrationError as error:
-                trouble = error  # a row that is missing or wrong can be set right
+                trouble = error  # to be raised unless the new version sets it right
             try:
                 if connection.execute(UPDATE_META, (version,)).rowcount != 1:
                     connection.execute(INSERT_META, (version,)).fetchall()
@@ -3234,7 +3253,8 @@ def _restore_anew(database: _Database, source: _Database) -> None:
 def _check_places(source: _Database, database: _Database) -> None:
     """Check that a backup is a file, and another one than the database."""
     if not os.path.isfile(source.path):
-        raise _MissingError(f"there is no backup {source.name}. Nothing was changed.")
+        raise _MissingError(f"there is no backup {source.name}. Nothing was changed. Name "
+                            "another one.")
     if os.path.isdir(database.path):
         database.must_exist()  # which refuses a directory
     if os.path.exists(database.path) and os.path.samefile(source.path, database.path):
@@ -3280,7 +3300,10 @@ def _read_sound_version(source: _Database) -> int:
         version, damage = source.read(lambda connection, version: _find_damage(connection))
         trouble = damage and f"it is damaged ({damage})"
     except MigrationError as error:
-        trouble = str(error).split(". ")[0]  # the rest is advice for a database, not for a backup
+        text = str(error)
+        if text.startswith(source.name):  # which may hold a full stop
+            text = "it" + text[len(source.name):]
+        trouble = text.split(". ")[0]  # the rest is advice for a database, not for a backup
     if trouble:
         raise MigrationError(f"{source.name} is no backup to restore: {trouble}. Nothing was "
                              "changed. Name another one.")
@@ -3463,10 +3486,10 @@ def _announce(report: _Report, listing: _Listing, version: int = 0, to: int | No
     Call this before the scripts above `version`, up to `to`, run on a scratch database or copy."""
     import re
     attach = re.compile(rb"""\battach\s+(database\s+)?['"]""", re.I)
-    found = []
+    found, last = [], _last_version(to)
     for number, name in sorted(listing.names.items()):
         script = _Script(listing.folder, number, name)
-        if not version < number <= (MAX_VERSION if to is None else to):
+        if not version < number <= last:
             continue
         try:
             if not script.is_sql or any(map(attach.search, _Reading(script).lines())):
@@ -3886,6 +3909,7 @@ def _module(sql: str) -> str:
 def _read_objects(connection: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
     """Return (type, name, table, SQL) of each object in a database, in an order in which they
     can be created. What SQLite and virtual tables create for themselves is left out."""
+    import re
     objects = connection.execute(SELECT_OBJECTS).fetchall()
     try:
         shadows = {_fold(name) for name, in connection.execute(SELECT_SHADOWS).fetchall()}
@@ -4035,6 +4059,7 @@ class _EmptyCopy:
             self._create(table, sql)
 
     def _create(self, table: str, sql: str) -> None:
+        """Create an object. If that fails, a fault in what uses its table may be due to that."""
         try:
             self._connection.execute(sql).fetchall()
         except self._connection.Error:
@@ -4766,8 +4791,8 @@ def _recreate(connection: sqlite3.Connection, table_name: str, definitions: str,
             for *_, each in _read_application(connection):
                 wanted.execute(changed if each == sql else each).fetchall()
         except (wanted.Error, wanted.Warning, ValueError) as error:
-            raise MigrationError(f"the new definition of {name} is not valid: {error}. Nothing "
-                                 "was changed.") from error
+            raise MigrationError(f"the new definition of {name} is not valid: "
+                                 f"{str(error).rstrip('.')}. Nothing was changed.") from error
         change = _Change(scratch, wanted)
         missing = ", ".join(column for _, column in _find_gone(change))
         if missing:
@@ -5377,7 +5402,7 @@ def _is_interrupt(error: BaseException, statement: str = "") -> bool:
         return False
     return message == "interrupted" or "load_extension" not in statement.lower() and (
         message.startswith(("not authorized", "authorization denied"))
-        or message.endswith("is prohibited"))
+        or message.startswith("access to ") and message.endswith(" is prohibited"))
 
 
 class _Explained:
@@ -5578,7 +5603,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="with --status: for programs")
     add("-v", "--verbose", action="store_true",
         help="show the output of scripts, and changed values")
-    add("-q", "--quiet", action="store_true", help="show warnings and errors only")
+    add("-q", "--quiet", action="store_true",
+        help="show only warnings, errors, and what was asked for")
     add("--version", action="version", version=f"fastmigrate {__version__}",
         help="show the version of fastmigrate")
     add("-h", "--help", action="help", help="show this help")
@@ -5617,7 +5643,7 @@ def _number(kind: type, lowest: int, highest: int) -> Callable[[str], Any]:
     return parse
 
 
-USES = {  # the actions that an option is for; other options are for all
+USES = {  # the actions that an option is for; _parse_arguments() checks some others
     "backup": ["migrating"],
     "to": ["migrating", "--rehearse", "--print-schema"],
     "json": ["--status"],
@@ -6024,7 +6050,7 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
     with _Signals() as signals:
         try:
             try:
-                signals.let_through()
+                signals.let_through()  # from here on, KeyboardInterrupt is caught below
                 arguments = _parse_arguments(argv)
                 code = _main(arguments, connect, signals)
             except SystemExit as error:  # of argparse, or of the application's `connect`

@@ -594,6 +594,14 @@ class CommandLine(Case):
         self.assertEqual((result.out, result.err), ("x.db is up to date at version 1\n", ""))
         self.assertEqual(self.works(self.go("-q")).out, "")
 
+    def test_a_run_that_stops_before_the_last_script_is_not_said_to_be_up_to_date(self):
+        self.create()
+        for number in (1, 2):
+            self.script(f"{number:04d}-a.sql")
+        for _ in range(2):
+            out = self.works(self.go("--to", "1")).out
+        self.assertEqual(out, "x.db is at version 1\n")
+
     def test_createdb_creates_at_version_0_and_refuses_an_unversioned_database(self):
         self.assertIn("created", self.works(self.go("--createdb")).out)
         self.assertEqual(self.version(), 0)
@@ -816,6 +824,11 @@ class SqlScripts(Case):
                          [("0001-x.sql", 1), ("0002-x.sql", 1), ("0003-x.sql", 0)])
         self.script("0001-x.sql", "CREATE TABLE changed (x);")
         self.refuses(self.go("--check"), "0001-x.sql: edited since applied to x.db")
+
+    def test_a_name_that_reads_like_a_denial_is_no_interrupt(self):
+        self.create()
+        self.script("0001-a.sql", "SELECT [this is prohibited] FROM _meta;")
+        self.refuses(self.go(), "no such column: this is prohibited")
 
 
 class ConnectionState(Case):
@@ -1336,6 +1349,15 @@ class WorkingCopies(Case):
         self.assertEqual(len([name for name, *_ in seen if name.endswith(".backup")]), 1, seen)
         self.assertEqual({tuple(rest) for name, *rest in seen if name[-4:] not in ("-shm", "-wal")},
                          {(0o640, *owner)}, seen)
+
+    def test_a_script_that_spoils_its_copy_is_at_fault_also_with_a_connect_of_its_own(self):
+        self.py_script("0002-b.py", "connection.close()",
+                       "open(sys.argv[1], 'w').write('no database' * 999)")
+        before = self.dump()
+        for options in ({}, {"connect": lambda path: sqlite3.connect(path)}):
+            with self.assertRaisesRegex(MigrationError, "it has damaged the database that it was"):
+                migrate("x.db", "m", **options)
+            self.assertEqual(self.dump(), before)
 
     # -------------------------------------------------------------- processes that outlive it
 
@@ -5183,6 +5205,13 @@ class SchemaChanges(Case):
                 ("is not TABLE or TABLE.COLUMN", {"drop": ["a.b.c"]})):
             self.asks(after, part, **answers)
 
+    def test_the_name_of_one_table_to_drop_is_not_taken_letter_by_letter(self):
+        self.prepare()
+        self.script("0003-more.sql", "CREATE TABLE p (x); CREATE TABLE c (x); CREATE TABLE pc (x);")
+        Path("schema.sql").write_text(self.before + "CREATE TABLE p (x); CREATE TABLE c (x);")
+        path = fastmigrate.new_migration("m", "less", schema="schema.sql", drop="pc")
+        self.assertIn("DROP TABLE pc;", path.read_text())
+
     def test_a_schema_file_that_is_no_schema_is_refused_with_its_line(self):
         self.prepare()
         for text, part in (
@@ -5583,6 +5612,16 @@ class DropIn(Case):
         with self.assertRaises(MigrationError):
             fastmigrate.recreate_table("x.db", "artist", "id INTEGER PRIMARY KEY")
         self.assertEqual(self.sql("SELECT count(*) FROM artist"), [(2,)])
+
+    def test_recreate_table_does_not_take_the_key_from_a_foreign_key(self):
+        self.create()
+        self.sql("CREATE TABLE p (id INTEGER PRIMARY KEY, k TEXT UNIQUE)")
+        self.sql("CREATE TABLE c (k REFERENCES p (k))")
+        before = self.dump()
+        with self.assertRaisesRegex(MigrationError, "with the new definition of p, table c has a "
+                                    "foreign key that cannot work: k refers to the table p"):
+            fastmigrate.recreate_table("x.db", "p", "id INTEGER PRIMARY KEY, k TEXT")
+        self.assertEqual(self.dump(), before)
 
     def test_the_names_that_applications_import_are_there(self):
         from fastmigrate import core
