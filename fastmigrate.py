@@ -832,7 +832,7 @@ class _Run:
         held and a script left to run: of many processes that start at once, those that find
         nothing left to run then make no backup."""
         if self._objects_before is None:
-            self._objects_before = _read_objects(connection)
+            self._objects_before = connection.execute(SELECT_OBJECTS).fetchall()
         if self._backup_wanted:
             self.database.report.result(f"Backup: {_back_up(self.database)}")
             self._backup_wanted = False
@@ -2077,7 +2077,8 @@ class _Listing:
 def _scan(migrations_dir: StrPath) -> _Listing:
     """List the migrations directory. Raises OSError or ValueError if it cannot be used."""
     folder = os.fsdecode(migrations_dir)
-    found: dict[int, list[str]] = {}
+    names: dict[int, str] = {}
+    twins: dict[int, list[str]] = {}
     others: list[str] = []
     try:
         with os.scandir(folder) as entries:
@@ -2089,10 +2090,11 @@ def _scan(migrations_dir: StrPath) -> _Listing:
                         # A broken link counts as a script, so that it fails and is not skipped.
                         and (entry.is_file(follow_symlinks=False) or entry.is_symlink() and (
                             os.path.isfile(entry.path) or not os.path.exists(entry.path)))):
-                    found.setdefault(int(digits), []).append(name)
+                    number = int(digits)
+                    if names.setdefault(number, name) is not name:
+                        twins.setdefault(number, [names[number]]).append(name)
                 else:
                     others.append(name)
-        names = {number: min(several) for number, several in found.items()}
         "".join(names.values()).encode()
     except FileNotFoundError:
         raise _MissingError(f"there is no migrations directory {folder}. Create it, or name "
@@ -2106,7 +2108,8 @@ def _scan(migrations_dir: StrPath) -> _Listing:
         shown = os.fsencode(name).decode(errors="backslashreplace")
         raise ValueError(f"the name of the script {shown} in {folder} is not UTF-8, and cannot be "
                          "recorded. Nothing was run. Rename it.") from None
-    twins = {number: sorted(found[number]) for number in sorted(found) if found[number][1:]}
+    twins = {number: sorted(twins[number]) for number in sorted(twins)}
+    names.update((number, twins[number][0]) for number in twins)  # not what the system lists first
     return _Listing(folder, names, twins, _look_like_scripts(folder, others, no_scripts=not names))
 
 
@@ -2796,7 +2799,7 @@ class _Database:
     def standing(self) -> str:
         """Return a sentence on where the database stands now."""
         if not os.path.exists(self.path):
-            return "Nothing was changed."
+            return f"There is no database {self.name} now."
         try:
             return f"{self.name} is at version {self.read()[0]}."
         except (sqlite3.Error, OSError) as error:
@@ -3127,7 +3130,8 @@ def _back_up(database: _Database, ending: str = ".backup") -> str:
             # An empty file reserves the name first, because os.replace() would overwrite a backup
             # that another process has just made. (A hard link would not, but some file systems
             # have none.)
-            stamp = _reserve_stamped_name(database.path, ending)
+            stamp = _take_stamped_name(database.path, ending,
+                                       lambda name: _create_private(name, database.path))
             try:
                 os.replace(new, database.path + stamp)
             except BaseException:
@@ -3224,30 +3228,58 @@ def _restore_over(database: _Database, source: _Database, version: int) -> None:
 def _restore_anew(database: _Database, source: _Database) -> None:
     """Restore where there is no database, or one that SQLite cannot read: its file becomes the
     one with the ending .before-restore. The new file is complete before anything is touched."""
-    file = _follow_link(database.path_as_given)
-    exists = os.path.exists(file)
+    file, aside = _follow_link(database.path_as_given), ""
     os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
     new = f"{file}-copy-restore-{_unique()}"
     try:
-        _copy_database(source, new, like=file if exists else source.path)
+        _copy_database(source, new, like=file if os.path.exists(file) else source.path)
         with _closing(database.open(new)) as connection:
-            # A log or a journal that was left beside the missing file belongs to another
-            # database. The lock keeps everybody from using them until they are removed.
             _journal_mode(connection, "DELETE")
-            connection.execute("BEGIN EXCLUSIVE")
-            if exists:
-                aside = file + _reserve_stamped_name(file, ".before-restore")
-                # The file goes last, because SQLite deletes a log or a journal that lies alone.
-                _rename_files(file, aside, (*SIDE_FILES, ""))
-                database.report.result(f"What {database.name} held is kept in {aside}")
-            _give_name(new, file)
-            _remove(*(file + end for end in SIDE_FILES))
+            connection.execute("BEGIN EXCLUSIVE")  # who opens it under its name waits for us
+            is_usable = os.path.exists(file) and not _is_unreadable(database)
+            if is_usable or _is_empty(connection):  # or another process has removed the copy
+                raise MigrationError(f"another process is just restoring {database.name}. Run "
+                                     "this again.")
+            # A log or a journal beside a missing file belongs to what was there.
+            if any(map(os.path.lexists, (file, *(file + end for end in SIDE_FILES)))):
+                aside = file + _take_stamped_name(
+                    file, ".before-restore", lambda name: _move_database(file, name))
+            try:
+                _give_name(new, file)
+            except BaseException:
+                if aside and not os.path.lexists(file):
+                    _move_database(aside, file)
+                    aside = ""
+                raise
         _sync(os.path.dirname(file) or ".")
     except FileExistsError:
         raise MigrationError(f"another process has just created {database.name}, which was not "
                              "replaced. Run this again if you want to replace it.") from None
     finally:
         _remove_database(new)
+        if aside:
+            database.report.result(f"What {database.name} held is kept in {aside}")
+
+
+def _move_database(old: str, new: str) -> None:
+    """Rename a database with its log and journal. Raises FileExistsError if the name is taken.
+
+    First these get a second name, because SQLite deletes a log or a journal that lies alone, and
+    ignores one that lies elsewhere. So a kill at any moment leaves a database with all its files.
+    """
+    for end in SIDE_FILES:
+        try:
+            os.link(old + end, new + end)
+        except OSError:
+            pass  # there is none, or the file system has no hard links
+    if os.path.lexists(old):
+        _give_name(old, new)
+    for end in SIDE_FILES:
+        if _identify(old + end) == _identify(new + end):
+            _remove(old + end)
+        elif os.path.exists(old + end):
+            os.replace(old + end, new + end)
+    _sync(os.path.dirname(new) or ".")
 
 
 def _check_places(source: _Database, database: _Database) -> None:
@@ -3271,14 +3303,6 @@ def _is_unreadable(database: _Database) -> bool:
     except database.errors as error:
         return _is_damage(error)  # the next write fails with any other, and reports it
     return False
-
-
-def _rename_files(old: str, new: str, ends: Iterable[str]) -> None:
-    """Rename those files of a database that exist."""
-    for end in ends:
-        if os.path.exists(old + end):
-            os.replace(old + end, new + end)
-    _sync(os.path.dirname(new) or ".")
 
 
 def _match_page_size(database: _Database, source: _Database) -> None:
@@ -3376,14 +3400,14 @@ def _has_access_list(path: str) -> bool:
         return False
 
 
-def _reserve_stamped_name(path: str, ending: str) -> str:
-    """Create an empty, private file whose name is that of a database, the time, and an ending.
-    Return what its name has beyond that of the database."""
+def _take_stamped_name(path: str, ending: str, take: Callable[[str], None]) -> str:
+    """Call `take` with a name that is made of that of a database, the time, and an ending, until
+    the name is free. Return what it has beyond that of the database."""
     now = int(time.time())
     while True:
         stamp = time.strftime(".%Y%m%d_%H%M%S", time.localtime(now)) + ending
         try:
-            _create_private(path + stamp, path)
+            take(path + stamp)
             return stamp
         except FileExistsError:
             now += 1  # two in one second: this one takes the next
@@ -4021,23 +4045,29 @@ OF_THE_APPLICATION = (
 def _newly_broken(connection: sqlite3.Connection, before: list[Any]) -> dict[str, str]:
     """Return what _broken_objects() finds now, and not in the schema `before`, which is tried
     only if something is broken now."""
-    broken = _broken_objects(_read_objects(connection))
+    broken = _broken_objects(_read_objects(connection), connection)
     old = _broken_objects(before) if broken else {}
     return {name: fault for name, fault in broken.items() if name not in old}
 
 
-def _broken_objects(objects: list[Any]) -> dict[str, str]:
+def _broken_objects(objects: list[Any], connection: sqlite3.Connection | None = None,
+                    ) -> dict[str, str]:
     """Return {name: fault} of what does not work in a schema: views and triggers that do not
-    compile, and tables with a foreign key that cannot work."""
-    if not any(kind in ("view", "trigger") or "references" in sql.lower()
-               for kind, *_, sql in objects):
-        return {}
-    # Not by the application's `connect`, which may make a file of this name. What needs a
-    # function that only the application has is no fault.
-    with _closing(sqlite3.connect(":memory:", isolation_level=None)) as scratch:
-        copy = _EmptyCopy(scratch, objects)
-        faults = {f"{kind} {name}": copy.try_out(kind, name, table, sql)
-                  for kind, name, table, sql in objects}
+    compile, and tables with a foreign key that cannot work. `connection` is to a database with
+    this schema, if there is one: to look up foreign keys, it needs no copy of the schema."""
+    has_code = any(kind in ("view", "trigger") for kind, *_ in objects)
+    if connection and not has_code:
+        faults = {f"table {name}": _find_fault_of_keys(connection, name, ())
+                  for kind, name, *_ in objects if kind == "table"}
+    elif has_code or any("references" in sql.lower() for *_, sql in objects):
+        # Not by the application's `connect`, which may make a file of this name. What needs a
+        # function that only the application has is no fault.
+        with _closing(sqlite3.connect(":memory:", isolation_level=None)) as scratch:
+            copy = _EmptyCopy(scratch, objects)
+            faults = {f"{kind} {name}": copy.try_out(kind, name, table, sql)
+                      for kind, name, table, sql in objects}
+    else:
+        faults = {}
     return {name: f"{name} {fault}" for name, fault in faults.items() if fault}
 
 
@@ -4159,7 +4189,7 @@ def _broken_and_known(connection: sqlite3.Connection,
                       ) -> tuple[dict[str, str], set[str]]:
     """Return what is broken now, and the names of what was broken already when the history
     began. Without a history, everything that is broken counts as known."""
-    broken = _broken_objects(_read_objects(connection))
+    broken = _broken_objects(_read_objects(connection), connection)
     if not broken or not connection.execute(HAS_HISTORY).fetchall():
         return broken, set(broken)
     return broken, {name for names, in connection.execute(

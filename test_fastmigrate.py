@@ -7,6 +7,7 @@ Run them with `python -m unittest`; they need the standard library only.
 import asyncio
 import contextlib
 import errno
+import functools
 import io
 import json
 import logging
@@ -3367,9 +3368,10 @@ class Restoring(Case):
             other = []
 
             def create_first(hidden, path, other=other):
-                other.append(sqlite3.connect(path, isolation_level=None))
-                other[0].execute(f"PRAGMA journal_mode = {self.mode}").fetchall()
-                other[0].executescript("CREATE TABLE b (x); INSERT INTO b VALUES (7)")
+                if path == "x.db":
+                    other.append(sqlite3.connect(path, isolation_level=None))
+                    other[0].execute(f"PRAGMA journal_mode = {self.mode}").fetchall()
+                    other[0].executescript("CREATE TABLE b (x); INSERT INTO b VALUES (7)")
                 give_name(hidden, path)
 
             with mock.patch("fastmigrate._give_name", create_first):
@@ -3393,6 +3395,20 @@ class Restoring(Case):
         self.assertEqual(Path("x.db").read_bytes(), self.damaged)
         self.assertEqual(self.backups(ending=".before-restore"), set())
 
+    def test_what_cannot_be_read_is_put_back_if_the_new_file_gets_no_name(self):
+        Path("x.db").write_bytes(self.damaged)
+        give_name = fastmigrate._give_name
+
+        def fail(hidden, path):
+            if hidden.startswith("x.db-copy-restore-"):
+                raise OSError(errno.ENOSPC, "No space left on device", path)
+            give_name(hidden, path)
+
+        with mock.patch("fastmigrate._give_name", fail):
+            self.refuses(self.go("--restore", self.backup), "No space left")
+        self.assertEqual(Path("x.db").read_bytes(), self.damaged)
+        self.assertEqual(self.beside(), {self.backup})
+
     def test_a_log_or_journal_that_lies_alone_is_not_taken_for_that_of_the_restored(self):
         for mode, ending in (("WAL", "-wal"), ("PERSIST", "-journal")):
             left = sqlite3.connect("y.db", isolation_level=None)
@@ -3402,10 +3418,14 @@ class Restoring(Case):
             left.executescript("CREATE TABLE a (x); PRAGMA cache_size = 1; BEGIN; "
                                "INSERT INTO a VALUES (zeroblob(99999));" + "COMMIT;" * (mode == "WAL"))
             shutil.copy("y.db" + ending, "z.db" + ending)
+            content = Path("z.db" + ending).read_bytes()
             fastmigrate.restore_db("z.db", self.backup)
             self.assertEqual(self.sql("SELECT * FROM a", "z.db"), [(1,)])
+            (kept,) = self.beside("z.db")
+            self.assertTrue(kept.endswith(".before-restore" + ending), kept)
+            self.assertEqual(Path(kept).read_bytes(), content)
             left.close()
-            for name in ("y.db", "z.db"):
+            for name in ("y.db", "z.db", kept):
                 os.unlink(name)
 
     def test_a_failed_restore_puts_back_what_could_not_be_read(self):
@@ -3572,7 +3592,7 @@ class Restoring(Case):
                         os.kill(os.getpid(), signal.SIGKILL)
 
                 def restore(at=at):
-                    for name in ("open", "replace", "unlink"):
+                    for name in ("open", "replace", "unlink", "link"):
                         real = getattr(os, name)
                         setattr(os, name, lambda *details, name=name, real=real: (
                             at(name), real(*details))[1])
@@ -6373,6 +6393,36 @@ Delete the script's text from this line on, then run this again.
 class Internals(Case):
     """The few tests that reach into private names: branches for other systems, and moments
     that nothing but the inside can name."""
+
+    @posix_only
+    def test_a_database_that_is_moved_is_never_parted_from_its_log_by_a_kill(self):
+        files = {"": b"database", "-wal": b"log", "-shm": b"index"}
+        for last in range(1, 20):
+            for end, content in files.items():
+                Path("x.db" + end).write_bytes(content)
+
+            def move(last=last):
+                left = [last]
+
+                def at(real, *details):
+                    left[0] -= 1
+                    if not left[0]:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return real(*details)
+
+                for name in ("link", "unlink", "replace", "rename"):
+                    setattr(os, name, functools.partial(at, getattr(os, name)))
+                fastmigrate._move_database("x.db", "y.db")
+
+            result = Forked(move).result()
+            self.assertIn(files, [{end: Path(name + end).read_bytes() for end in files
+                                   if os.path.exists(name + end)} for name in ("x.db", "y.db")])
+            for name in set(os.listdir(".")) - {"m"}:
+                os.unlink(name)
+            if result.code == 0:
+                break
+        self.assertGreater(last, 6)
+        self.assertEqual(result.code, 0, result)
 
     def test_enrolling_leaves_a_script_that_another_process_wrote(self):
         self.sql("CREATE TABLE t (a)")
