@@ -75,7 +75,8 @@ import os
 import sqlite3
 import sys
 import time
-from collections import Counter  # which sqlite3 imports too
+from collections import Counter  # sqlite3 imports this, too
+from operator import methodcaller  # and collections this
 
 TYPE_CHECKING = False  # as in typing, which takes long to import
 if TYPE_CHECKING:
@@ -2607,11 +2608,9 @@ def _describe_copies(database: _Database) -> list[str]:
 
 SELECT_META = "SELECT id, version FROM main._meta LIMIT 2"
 IS_PYPY = sys.implementation.name == "pypy"
-
-
-def _decode(data: bytes) -> str:
-    """The text_factory of our connections: text in a database need not be UTF-8."""
-    return data.decode(errors="replace")
+# The text_factory of our connections, because text in a database need not be UTF-8. (A function
+# in Python would be called for each value, and take three times as long.)
+DECODE = methodcaller("decode", errors="replace")
 
 
 class _closing:
@@ -2664,7 +2663,7 @@ class _Database:
         module begins no transaction behind our back."""
         if self.connect is sqlite3.connect and self.durable:
             plain = sqlite3.connect(path or self.path, timeout=0.1, isolation_level=None)
-            plain.text_factory = _decode
+            plain.text_factory = DECODE
             return plain
         opened: sqlite3.Connection = self.retry_while_locked(lambda: self.open_at_once(path))
         return opened
@@ -2692,7 +2691,7 @@ class _Database:
         try:
             connection.isolation_level = None
             connection.row_factory = None
-            connection.text_factory = _decode
+            connection.text_factory = DECODE
             for pragma in ("busy_timeout = 100", "locking_mode = NORMAL", "count_changes = OFF",
                            f"synchronous = {'FULL' if self.durable else 'OFF'}"):
                 connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -2746,7 +2745,7 @@ class _Database:
         uri = f"file://{quote(os.fsencode(self.path))}?immutable=1"
         with self.explained():
             connection = sqlite3.connect(uri, uri=True)
-            connection.text_factory = _decode
+            connection.text_factory = DECODE
             return read_by(connection)
 
     def _needs_immutable(self, error: Exception) -> bool:
