@@ -517,7 +517,7 @@ def _write_next_script(migrations_dir: StrPath, description: str, schema: StrPat
     """Create the next script, with the statements that lead to a schema file if that is given;
     return its path."""
     text, notes = "", list[str]()
-    if schema is not None and os.path.splitext(description)[1] not in EXTENSIONS[1:]:
+    if schema is not None and not description.lower().endswith(EXTENSIONS[1:]):
         text, notes = _compare_with_scripts(migrations_dir, schema, connect, report, **answers)
         same = f"the scripts already lead to the schema of {os.fsdecode(schema)}"
         if not text and not may_be_empty:
@@ -2387,10 +2387,18 @@ def _find_problems(states: list[_State], listing: _Listing, version: int, databa
         of_directory: report problems of the directory itself too.
     """
     new_names = {} if several else _propose_names(states, listing, version)
-    refusals = _describe_renumbered(states, listing, database, to)
-    if refusals:  # these commands run what never ran, too
-        states = [each for each in states if not each.needs_number]
+    renumbered = _find_renumbered(states, listing.folder)
+    refusals = _describe_renumbered(states, renumbered, listing, database, to)
+    # These commands also run what never ran. Without them, what is not pending only has a wrong
+    # number, and needs no new one.
+    moved = [] if refusals else [each.name for each in states
+                                 if each.needs_number and each.name in renumbered]
+    states = [each for each in states
+              if each.name not in moved and not (refusals and each.needs_number)]
     warnings = _describe_states(states, listing, version, database, new_names)
+    if moved:
+        warnings.append(_list_renumbered(moved, renumbered, database.name) + ". Restore the name"
+                        + _move_commands(listing.folder, moved, renumbered))
     if of_directory:
         applied = [each.name for each in states if each.has_run]
         refusals += _describe_twins(listing, database.name, applied, new_names)
@@ -2433,11 +2441,14 @@ def _find_renumbered(states: list[_State], folder: str) -> dict[str, str]:
     return renumbered
 
 
-def _describe_renumbered(states: list[_State], listing: _Listing, database: _Database, to: int,
-                         ) -> list[str]:
+def _list_renumbered(names: Iterable[str], renumbered: dict[str, str], db: str) -> str:
+    return "; ".join(f"{name} is already applied to {db}, as {renumbered[name]}" for name in names)
+
+
+def _describe_renumbered(states: list[_State], renumbered: dict[str, str], listing: _Listing,
+                         database: _Database, to: int) -> list[str]:
     """Report the scripts that ran under another number, if one of them is pending and would run
     twice: one message, or none."""
-    renumbered = _find_renumbered(states, listing.folder)
     found = [each for each in states if each.name in renumbered and each.is_there]
     if not any(each.state == "pending" and each.number <= to for each in found):
         return []
@@ -2460,10 +2471,8 @@ def _describe_renumbered(states: list[_State], listing: _Listing, database: _Dat
     else:
         way = (f"Count it as applied under its new number:{commands}\nOr restore the old name"
                + _move_commands(listing.folder, [*renumbered], renumbered))
-    what = "; ".join(f"{name} is already applied to {db}, as {old}"
-                     for name, old in renumbered.items())
-    return [f"{what}. Nothing is run, or it would be applied twice. (If it has to run again, add a "
-            f"comment to it.) {way}"]
+    return [f"{_list_renumbered(renumbered, renumbered, db)}. Nothing is run, or it would be "
+            f"applied twice. (If it has to run again, add a comment to it.) {way}"]
 
 
 def _describe_states(states: list[_State], listing: _Listing, version: int, database: _Database,
@@ -2606,7 +2615,7 @@ def _describe_copies(database: _Database) -> list[str]:
 # ------------------------------------------------------------------ the database file
 
 
-SELECT_META = "SELECT id, version FROM main._meta LIMIT 2"
+SELECT_META = "SELECT id, version, rowid FROM main._meta LIMIT 2"  # a view has no rowid
 IS_PYPY = sys.implementation.name == "pypy"
 # The text_factory of our connections, because text in a database need not be UTF-8. (A function
 # in Python would be called for each value, and take three times as long.)
@@ -2692,7 +2701,9 @@ class _Database:
             connection.isolation_level = None
             connection.row_factory = None
             connection.text_factory = DECODE
-            for pragma in ("busy_timeout = 100", "locking_mode = NORMAL", "count_changes = OFF",
+            if connection.execute("PRAGMA locking_mode").fetchall() != [("normal",)]:
+                _leave_exclusive_mode(connection)
+            for pragma in ("busy_timeout = 100", "count_changes = OFF",
                            f"synchronous = {'FULL' if self.durable else 'OFF'}"):
                 connection.execute(f"PRAGMA {pragma}").fetchall()
         except BaseException:
@@ -2850,7 +2861,11 @@ class _Database:
     def commit(self, connection: sqlite3.Connection) -> None:
         """Commit as soon as all readers have finished. COMMIT is tried in short turns, so that
         Ctrl-C gets through. Between two turns, the transaction keeps its lock."""
-        self.execute_patiently(connection, "COMMIT")
+        try:
+            self.execute_patiently(connection, "COMMIT")
+        except _LockedError:  # we hold the write lock, so it is no writer
+            raise _LockedError(f"a reader has held {self.name} for more than {self.timeout:g} s"
+                               ) from None
 
     # -------------------------------------------------------------- changing by hand
 
@@ -2929,6 +2944,15 @@ def _check_path(path: str) -> None:
             "its file, without a scheme: data/app.db. (A database in memory comes of build_db().)")
 
 
+def _leave_exclusive_mode(connection: sqlite3.Connection) -> None:
+    """Let other connections use the database again, after `connect` has set locking_mode."""
+    if connection.execute("PRAGMA locking_mode = NORMAL").fetchall() != [("normal",)]:
+        raise MigrationError(
+            "connect() reads the database with locking_mode = EXCLUSIVE, which cannot be left "
+            "again in WAL mode. Nothing was changed. Give a connect() that does not set this mode.")
+    connection.execute("SELECT 1 FROM main.sqlite_master").fetchall()  # this gives up the lock
+
+
 def _prepare_for_writing(connection: sqlite3.Connection, durable: bool = True) -> str:
     """Prepare a connection for changes of ours or of a script; return its journal mode.
 
@@ -2983,14 +3007,15 @@ def _read_version(connection: sqlite3.Connection, name: str) -> int:
             f"{name} is unversioned: it has no table _meta. Put it under management with "
             "enroll_db() or --enroll, or with set_db_version() or --set-version if you "
             "know its version.") from None
-    if len(rows) == 1 and rows[0][0] == 1 and type(rows[0][1]) is int and rows[0][1] >= 0:
+    is_one = len(rows) == 1 and rows[0][0] == 1 and rows[0][2] is not None
+    if is_one and type(rows[0][1]) is int and rows[0][1] >= 0:
         return int(rows[0][1])
-    held = ", ".join(repr(row) for row in rows) or "no row"
-    can_be_set = not rows or len(rows) == 1 and rows[0][0] == 1
-    way = ("Set the version with set_db_version() or --set-version if you know it." if can_be_set
+    held = ", ".join(repr(row[:2]) for row in rows) or "no row"
+    way = ("Set the version with set_db_version() or --set-version if you know it."
+           if is_one or not rows
            else "Delete its other rows, or rename it if it is not fastmigrate's.")
-    raise MigrationError(f"{name} has a damaged table _meta: it must hold one row, (1, version), "
-                         f"and holds {held}. {way}")
+    raise MigrationError(f"{name} has a damaged table _meta: it must be a table with one row, "
+                         f"(1, version), and has {held}. {way}")
 
 
 # -------------------------------------------------------------- waiting
@@ -2999,7 +3024,7 @@ def _read_version(connection: sqlite3.Connection, name: str) -> int:
 class _LockedError(MigrationError):
     """Another connection has held the database for longer than the timeout."""
 
-    remedy = "Wait for it to finish, or raise timeout=, or --timeout"
+    remedy = "Wait for it to finish, or raise the timeout (--timeout, or timeout= of migrate())"
 
     def __init__(self, who: str, state: str = "Nothing was changed.") -> None:
         super().__init__(f"database is locked: {who}. {state} {self.remedy}, then run this again.")
@@ -3540,8 +3565,11 @@ def _run_process(run: _Run, script: _Script, path: str) -> str:
     import tempfile
     command, posix = [*_interpreter(script), path], os.name == "posix"
     started: list[subprocess.Popen[bytes]] = []
-    # The output is kept beside the copy, because a system may have no temporary directory.
-    with tempfile.TemporaryFile(dir=os.path.dirname(path)) as output:
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:  # no temporary directory can be written
+        folder = os.path.dirname(path)
+    with tempfile.TemporaryFile(dir=folder) as output:
         shown = None if run.database.report.shows_output else output
         # The script and its child processes inherit `held`, and write nothing to it. `alive` is at
         # end of file when the last of them has exited: that is what poll() waits for.
@@ -4725,9 +4753,11 @@ def _run_schema_file(scripts: Schema, wanted: sqlite3.Connection, text: str,
         if not statement:
             raise ValueError("there is no statement in it")
     except (wanted.Error, wanted.Warning, ValueError) as error:
+        what, remedy = _diagnose(error)
         raise MigrationError(
-            f"{path}:{line}: {error}. Nothing was written. A schema file holds the CREATE "
-            "statements of the schema, as --print-schema and get_schema() give them.",
+            f"{path}:{line}: {what.rstrip('.')}. Nothing was written. " + (
+                f"{remedy}." if remedy else "A schema file holds the CREATE statements of the "
+                "schema, as --print-schema and get_schema() give them."),
             path=path, line=line, statement=statement) from error
 
 
@@ -4737,9 +4767,11 @@ def _run_schema_statement(wanted: sqlite3.Connection, statement: str) -> None:
     if words[:2] == ["create", "table"] and words[2:] and words[2].startswith("sqlite_"):
         return  # the sqlite3 program's .schema prints these, which SQLite creates itself
     is_allowed = words[:1] == ["create"] or words[:2] in (["pragma", p] for p in SCHEMA_PRAGMAS)
+    temporary = "SELECT count(*) FROM sqlite_temp_master"  # connect() may have made some
+    before = wanted.execute(temporary).fetchall()
     if is_allowed:
         wanted.execute(statement).fetchall()
-    if not is_allowed or wanted.execute("SELECT 1 FROM sqlite_temp_master").fetchall():
+    if not is_allowed or wanted.execute(temporary).fetchall() != before:
         raise ValueError(f"{' '.join(statement.split()[:3])} ... creates no part of a schema")
 
 
@@ -4846,6 +4878,7 @@ def _create_script(folder: str, description: str, text: str, notes: list[str]) -
     """Create the next script, with statements and notes or empty; return its path."""
     import re
     words, extension = os.path.splitext(description)
+    extension = extension.lower()
     if extension not in EXTENSIONS:
         words, extension = description, ".sql"
     slug = re.sub(r"[\W_]+", "-", words).strip("-").lower()
@@ -4855,31 +4888,46 @@ def _create_script(folder: str, description: str, text: str, notes: list[str]) -
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise _explain(error, "Nothing was written.") from error
-    number = _scan_unique(folder).latest + 1
-    if number > MAX_VERSION:
-        raise ValueError(f"there is a script {MAX_VERSION} already, the last there can be")
-    path = os.path.join(folder, f"{number:04d}-{slug}{extension}")
     head = TEMPLATES[extension].format(" ".join(words.split()))
     if notes:
         head += "--\n-- This script\n" + "".join(
             f"--   {' '.join(note.split())}\n" for note in notes)
     head = head.replace("fastmigrate:", "fastmigrate :")  # no directive is meant
     text = head + ("\n" + text.rstrip("\n") + "\n" if text else "")
-    hidden = os.path.join(folder, f".{os.path.basename(path)}-{_unique()}")
+    number, hidden = _reserve_number(folder)
+    path = os.path.join(folder, f"{number:04d}-{slug}{extension}")
     try:
-        with open(hidden, "xb") as file:
+        with open(hidden, "wb") as file:
             file.write(text.encode(errors="backslashreplace"))  # an argument may hold any bytes
         _sync(hidden)
         _give_name(hidden, path)
         _sync(folder)
-    except FileExistsError:
-        raise MigrationError(f"another process has just written {path}. Nothing was written by "
-                             "this one. Run this again.") from None
     except OSError as error:
         raise _explain(error, "Nothing was written.") from None
     finally:
         _remove(hidden)
     return path
+
+
+def _reserve_number(folder: str) -> tuple[int, str]:
+    """Return the next number of a script, and the path of a new hidden file: as long as it is
+    there, no other process gets this number."""
+    number = _scan_unique(folder).latest + 1
+    while number <= MAX_VERSION:
+        hidden = os.path.join(folder, f".{number:04d}.new")
+        try:
+            open(hidden, "xb").close()
+        except FileExistsError:  # of another process, which is at work or was killed
+            number += 1
+            continue
+        except OSError as error:
+            raise _explain(error, "Nothing was written.") from None
+        latest = _scan(folder).latest
+        if latest < number:
+            return number, hidden
+        _remove(hidden)  # another process was faster
+        number = latest + 1
+    raise ValueError(f"there is a script {MAX_VERSION} already, the last there can be")
 
 
 def _give_name(hidden: str, path: str) -> None:
@@ -5700,7 +5748,7 @@ def _parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         if len(dict(texts)) < len(texts):
             parser.error("--rename and --fill take each name once")
     has_schema = arguments.action == "--new" and (arguments.schema or config["schema"]) and (
-        not arguments.value.endswith(EXTENSIONS[1:]))  # a script in Python or shell has no schema
+        not arguments.value.lower().endswith(EXTENSIONS[1:]))  # such a script has no schema
     if (arguments.rename or arguments.drop or arguments.fill) and not has_schema:
         parser.error("--rename, --drop and --fill are only for --new with --schema, in SQL")
     needs_database = ACTIONS[arguments.action][0] and arguments.schema is None

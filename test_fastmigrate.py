@@ -3004,10 +3004,11 @@ class Collisions(Case):
         migrate("x.db", "m")
         os.rename("m/0003-x.sql", "m/0002-x.sql")
         os.rename("m/0002-jane.sql", "m/0003-jane.sql")
-        self.assertIn("never run on x.db", self.works(self.go()).err)
-        for old, new in re.findall("    mv (.*) (.*)", self.go().err):
+        self.assertIn("0003-jane.sql is already applied to x.db, as 0002-jane.sql. Restore the name",
+                      self.works(self.go()).err)
+        result = self.refuses(self.go("--check"), "0002-x.sql is already applied to x.db, as 0003-x")
+        for old, new in re.findall("    mv (.*) (.*)", result.err):
             os.rename(old, new)
-        self.paste_commands(self.refuses(self.go(), "Count it as applied under its new number"))
         self.works(self.go("--check"))
 
     def test_a_script_that_was_renumbered_beyond_a_squash_does_not_run_twice(self):
@@ -5248,6 +5249,24 @@ class SchemaChanges(Case):
         with self.assertRaisesRegex(FileNotFoundError, "no schema file none.sql"):
             fastmigrate.new_migration("m", "x", schema="none.sql")
 
+    def test_a_schema_file_that_needs_a_function_of_the_application_asks_for_a_connect(self):
+        self.prepare()
+        self.asks(self.before + "CREATE INDEX i ON users (lower(name) COLLATE german);",
+                  "no such collation sequence: german. Nothing was written. Give a connect")
+
+    @posix_only
+    def test_many_who_create_the_next_script_at_once_get_a_number_each(self):
+        makers = [Forked(lambda name=name: self.go("--new", name)) for name in "abcdefgh"]
+        for maker in makers:
+            self.works(maker.result())
+        self.assertEqual(sorted(name[:4] for name in os.listdir("m")),
+                         [f"{number:04d}" for number in range(1, 9)])
+
+    def test_a_number_that_a_killed_maker_has_reserved_is_left_out(self):
+        Path("m/.0001.new").touch()
+        self.assertEqual(fastmigrate.new_migration("m", "a").name, "0002-a.sql")
+        self.assertEqual(fastmigrate.new_migration("m", "b").name, "0003-b.sql")
+
     def test_the_command_line_writes_asks_and_names_what_is_dropped(self):
         self.prepare()
         Path("schema.sql").write_text(
@@ -5542,6 +5561,33 @@ class Connecting(Case):
                          [(b"3",), (b"2",), (b"1",)])
         memory.close()
 
+    def test_a_connect_that_reads_in_exclusive_mode_keeps_nobody_out(self):
+        def connect(path):
+            connection = sqlite3.connect(path, timeout=0.1)
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            return connection
+
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        self.py_script("0002-b.py", "execute('INSERT INTO a VALUES (1)')")
+        migrate("x.db", "m", connect=connect)
+        self.assertEqual(self.sql("SELECT * FROM a"), [(1,)])
+        self.sql("PRAGMA journal_mode = WAL")
+        self.script("0003-c.sql")
+        with self.assertRaisesRegex(MigrationError, "locking_mode = EXCLUSIVE, which cannot be left"):
+            migrate("x.db", "m", connect=connect)
+
+    def test_a_connect_that_makes_a_temporary_table_can_read_a_schema_file(self):
+        def connect(path):
+            connection = sqlite3.connect(path)
+            connection.execute("CREATE TEMP TABLE own (x)")
+            return connection
+
+        Path("schema.sql").write_text("CREATE TABLE a (x);")
+        path = fastmigrate.new_migration("m", "a", schema="schema.sql", connect=connect)
+        self.assertIn("CREATE TABLE a (x);", path.read_text())
+
     def test_no_setting_of_its_connections_weakens_a_run(self):
         settings = ("journal_mode = OFF", "journal_mode = MEMORY", "journal_mode = PERSIST",
                     "journal_mode = TRUNCATE", "locking_mode = EXCLUSIVE", "synchronous = OFF",
@@ -5823,7 +5869,8 @@ class Refusals(Case):
                 ([table, "INSERT INTO _meta VALUES (1, 1.5)"], "1.5", True),
                 ([table, "INSERT INTO _meta VALUES (1, x'01')"], "x01", True),
                 ([table, "INSERT INTO _meta VALUES (2, 1)"], "(2, 1)", False),
-                (["CREATE VIEW _meta AS SELECT 1 AS id, 'x' AS version"], "'x'", False)):
+                (["CREATE VIEW _meta AS SELECT 1 AS id, 'x' AS version"], "_meta", False),
+                (["CREATE VIEW _meta AS SELECT 1 AS id, 0 AS version"], "_meta", False)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink("x.db")
             for statement in statements:
@@ -5865,8 +5912,8 @@ class Refusals(Case):
         self.addCleanup(reader.close)
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM _meta").fetchall()
-        result = self.refuses(self.go("--timeout", "0.7"), "database is locked: another connection",
-                              "has held x.db for more than 0.7 s")
+        result = self.refuses(self.go("--timeout", "0.7"), "database is locked: a reader has held "
+                              "x.db for more than 0.7 s")
         reader.close()
         self.assertLessEqual(result.err.count("waiting"), 1)  # and not one for each of the scripts
         self.assertEqual(self.tables(), set())
@@ -6292,12 +6339,12 @@ error: x.db is not a database, or is encrypted. Nothing was changed. Name the da
         holder.execute("BEGIN EXCLUSIVE")
         self.says("""
 error: database is locked: another connection has held x.db for more than 0 s. Nothing was changed. \
-Wait for it to finish, or raise timeout=, or --timeout, then run this again.
+Wait for it to finish, or raise the timeout (--timeout, or timeout= of migrate()), then run this again.
 """, "--timeout", "0")
         holder.close()
         self.sql("DELETE FROM _meta")
         self.says("""
-error: x.db has a damaged table _meta: it must hold one row, (1, version), and holds no row. Set the \
+error: x.db has a damaged table _meta: it must be a table with one row, (1, version), and has no row. Set the \
 version with set_db_version() or --set-version if you know it.
 """)
 
