@@ -3361,21 +3361,21 @@ class Restoring(Case):
         self.assertEqual(self.sql("SELECT * FROM a"), [(1,)])
 
     def test_a_database_that_another_process_has_just_created_is_not_replaced(self):
-        give_name = fastmigrate._give_name
+        link = os.link
         for is_damaged in (False, True):
             os.unlink("x.db")
             if is_damaged:
                 Path("x.db").write_bytes(self.damaged)
             other = []
 
-            def create_first(hidden, path, other=other):
+            def create_first(old, path, other=other):
                 if path == "x.db":
                     other.append(sqlite3.connect(path, isolation_level=None))
                     other[0].execute(f"PRAGMA journal_mode = {self.mode}").fetchall()
                     other[0].executescript("CREATE TABLE b (x); INSERT INTO b VALUES (7)")
-                give_name(hidden, path)
+                link(old, path)
 
-            with mock.patch("fastmigrate._give_name", create_first):
+            with mock.patch("os.link", create_first):
                 self.refuses(self.go("--restore", self.backup),
                              "another process has just created x.db, which was not replaced.")
             other[0].close()
@@ -3384,28 +3384,30 @@ class Restoring(Case):
 
     def test_what_cannot_be_read_stays_where_it_is_if_there_is_no_space_for_the_new_file(self):
         Path("x.db").write_bytes(self.damaged)
-        create = fastmigrate._create_private
+        real = os.open
 
-        def fail(path, like):
+        def fail(path, *flags):
             if "-copy-restore-" in path:
                 raise OSError(errno.ENOSPC, "No space left on device", path)
-            create(path, like)
+            return real(path, *flags)
 
-        with mock.patch("fastmigrate._create_private", fail):
+        with mock.patch("os.open", fail):
             self.refuses(self.go("--restore", self.backup), "No space left")
         self.assertEqual(Path("x.db").read_bytes(), self.damaged)
         self.assertEqual(self.backups(ending=".before-restore"), set())
 
     def test_what_cannot_be_read_is_put_back_if_the_new_file_gets_no_name(self):
         Path("x.db").write_bytes(self.damaged)
-        give_name = fastmigrate._give_name
 
-        def fail(hidden, path):
-            if hidden.startswith("x.db-copy-restore-"):
-                raise OSError(errno.ENOSPC, "No space left on device", path)
-            give_name(hidden, path)
+        def failing(real):
+            def call(old, new):
+                if old.startswith("x.db-copy-restore-"):
+                    raise OSError(errno.ENOSPC, "No space left on device", old)
+                real(old, new)
+            return call
 
-        with mock.patch("fastmigrate._give_name", fail):
+        with mock.patch("os.link", failing(os.link)), \
+                mock.patch("os.rename", failing(os.rename)):
             self.refuses(self.go("--restore", self.backup), "No space left")
         self.assertEqual(Path("x.db").read_bytes(), self.damaged)
         self.assertEqual(self.beside(), {self.backup})
