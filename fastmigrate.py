@@ -2753,7 +2753,7 @@ class _Database:
             if not self._needs_immutable(error):
                 raise _explain(error, name=self.name) from error
         from urllib.parse import quote
-        uri = f"file://{quote(os.fsencode(self.path))}?immutable=1"
+        uri = f"file://{quote(os.fsencode(self.path))}?mode=ro&immutable=1"
         with self.explained():
             connection = sqlite3.connect(uri, uri=True)
             connection.text_factory = DECODE
@@ -3252,7 +3252,7 @@ def _restore_over(database: _Database, source: _Database, version: int) -> None:
 def _restore_anew(database: _Database, source: _Database) -> None:
     """Restore where there is no database, or one that SQLite cannot read: its file becomes the
     one with the ending .before-restore. The new file is complete before anything is touched."""
-    file, aside = _follow_link(database.path_as_given), ""
+    file, moved, succeeded = _follow_link(database.path_as_given), list[tuple[str, str]](), False
     os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
     new = f"{file}-copy-restore-{_unique()}"
     try:
@@ -3264,16 +3264,12 @@ def _restore_anew(database: _Database, source: _Database) -> None:
             if is_usable or _is_empty(connection):  # or another process has removed the copy
                 raise MigrationError(f"another process is just restoring {database.name}. Run "
                                      "this again.")
-            # A log or a journal beside a missing file belongs to what was there.
-            if any(map(os.path.lexists, (file, *(file + end for end in SIDE_FILES)))):
-                aside = file + _take_stamped_name(
-                    file, ".before-restore", lambda name: _move_database(file, name))
             try:
+                _set_aside(file, moved)
                 _give_name(new, file)
+                succeeded = True
             except BaseException:
-                if aside and not os.path.lexists(file):
-                    _move_database(aside, file)
-                    aside = ""
+                _put_back(moved)
                 raise
         _sync(os.path.dirname(file) or ".")
     except FileExistsError:
@@ -3281,29 +3277,59 @@ def _restore_anew(database: _Database, source: _Database) -> None:
                              "replaced. Run this again if you want to replace it.") from None
     finally:
         _remove_database(new)
-        if aside:
-            database.report.result(f"What {database.name} held is kept in {aside}")
+        if moved:
+            report = database.report.result if succeeded else database.report.warn
+            report(f"What {database.name} held is kept in {moved[0][1]}")
 
 
-def _move_database(old: str, new: str) -> None:
-    """Rename a database with its log and journal. Raises FileExistsError if the name is taken.
+def _set_aside(file: str, moved: list[tuple[str, str]]) -> None:
+    """Rename a database, and a log or journal beside it, to a new name with the ending
+    .before-restore. Append (old name, new name) of each to `moved`.
 
-    First these get a second name, because SQLite deletes a log or a journal that lies alone, and
-    ignores one that lies elsewhere. So a kill at any moment leaves a database with all its files.
+    The database goes first: without it, nobody can use its log. A log that differs by then is
+    that of a database that another process has just created.
     """
-    for end in SIDE_FILES:
-        try:
-            os.link(old + end, new + end)
-        except OSError:
-            pass  # there is none, or the file system has no hard links
-    if os.path.lexists(old):
-        _give_name(old, new)
-    for end in SIDE_FILES:
-        if _identify(old + end) == _identify(new + end):
-            _remove(old + end)
-        elif os.path.exists(old + end):
-            os.replace(old + end, new + end)
-    _sync(os.path.dirname(new) or ".")
+    logs = {end: _identify_content(file + end) for end in SIDE_FILES if os.path.exists(file + end)}
+    if not logs and not os.path.lexists(file):
+        return
+    kept = file + _take_stamped_name(file, ".before-restore", _reserve)
+    if os.path.lexists(file):
+        moved.append((file, kept))
+        os.replace(file, kept)
+    else:
+        os.unlink(kept)
+    for end, identity in logs.items():
+        if _identify_content(file + end) == identity:
+            moved.append((file + end, kept + end))
+            os.replace(file + end, kept + end)
+    _sync(os.path.dirname(file) or ".")
+
+
+def _put_back(moved: list[tuple[str, str]]) -> None:
+    """Undo _set_aside() as far as no other process has created a database there; leave the rest
+    in `moved`."""
+    try:
+        while moved:
+            old, kept = moved[0]
+            if os.path.lexists(kept):  # else the interrupt came before it was moved
+                _give_name(kept, old)
+            del moved[0]
+    except OSError:
+        pass
+
+
+def _reserve(path: str) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def _identify_content(path: str) -> tuple[int, int, int]:
+    """Return what tells a file from another of the same name, zeros if there is none. (A system
+    may give the inode of a deleted file to the next new one.)"""
+    try:
+        status = os.stat(path)
+        return status.st_ino, status.st_mtime_ns, status.st_size
+    except OSError:
+        return 0, 0, 0
 
 
 def _check_places(source: _Database, database: _Database) -> None:
@@ -3321,6 +3347,8 @@ def _check_places(source: _Database, database: _Database) -> None:
 def _is_unreadable(database: _Database) -> bool:
     """Return whether SQLite cannot read the database: it is damaged, or encrypted with a key that
     we were not given."""
+    if 0 < os.path.getsize(database.path) < 100:
+        return True
     try:
         with _closing(database.open()) as connection:
             connection.execute("SELECT 1 FROM sqlite_master").fetchall()
@@ -3430,11 +3458,14 @@ def _take_stamped_name(path: str, ending: str, take: Callable[[str], None]) -> s
     now = int(time.time())
     while True:
         stamp = time.strftime(".%Y%m%d_%H%M%S", time.localtime(now)) + ending
+        now += 1  # two in one second: the other takes the next
+        if any(os.path.lexists(path + stamp + end) for end in SIDE_FILES):
+            continue  # a log that was kept, without a database
         try:
             take(path + stamp)
             return stamp
         except FileExistsError:
-            now += 1  # two in one second: this one takes the next
+            pass
 
 
 def _follow_link(path: str) -> str:
