@@ -3254,13 +3254,13 @@ def _restore_anew(database: _Database, source: _Database) -> None:
     one with the ending .before-restore. The new file is complete before anything is touched."""
     file, moved, succeeded = _follow_link(database.path_as_given), list[tuple[str, str]](), False
     os.makedirs(os.path.dirname(file) or ".", exist_ok=True)
-    new = f"{file}-copy-restore-{_unique()}"
+    new, existed = f"{file}-copy-restore-{_unique()}", os.path.exists(file)
     try:
-        _copy_database(source, new, like=file if os.path.exists(file) else source.path)
+        _copy_database(source, new, like=file if existed else source.path)
         with _closing(database.open(new)) as connection:
             _journal_mode(connection, "DELETE")
             connection.execute("BEGIN EXCLUSIVE")  # who opens it under its name waits for us
-            is_usable = os.path.exists(file) and not _is_unreadable(database)
+            is_usable = os.path.exists(file) and not (existed and _is_unreadable(database))
             if is_usable or _is_empty(connection):  # or another process has removed the copy
                 raise MigrationError(f"another process is just restoring {database.name}. Run "
                                      "this again.")
