@@ -76,7 +76,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter  # sqlite3 imports this, too
-from operator import methodcaller  # and collections this
+from operator import attrgetter, methodcaller  # and collections this
 
 TYPE_CHECKING = False  # as in typing, which takes long to import
 if TYPE_CHECKING:
@@ -84,14 +84,14 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
-    from types import FrameType
-    from typing import IO, Any, NoReturn, Union
+    from typing import IO, Any, NoReturn, TypeVar, Union
 
     StrPath = Union[str, "os.PathLike[str]"]
     Connect = Callable[[str], sqlite3.Connection]
     ForeignKey = tuple[str, str, tuple[str, ...]]  # child, parent, columns of the child
     KeysThatDangle = dict[ForeignKey, "Counter[Any]"]  # see _read_dangling()
     Row = tuple[str, str, str]  # of the history: name, checksum, when it was applied
+    T = TypeVar("T")
     Reader = Callable[[sqlite3.Connection, int], Any]  # of a database at a version
     Tokens = list[tuple[str, str, int]]  # (kind, text, start)
     Schema = dict[tuple[str, ...], tuple[str, str, str]]  # (type, name, SQL) by meaning
@@ -404,7 +404,7 @@ def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None
         _, (new_schema, new_tables) = copy.read(_read_contents)
         with _closing(copy.open()) as connection:
             connection.set_progress_handler(  # lets Ctrl-C in
-                _as_progress_handler(database.report.check_stop), TICK_INSTRUCTIONS)
+                _as_callback(database.report.check_stop), TICK_INSTRUCTIONS)
             connection.execute("ATTACH ? AS before", (before,)).fetchall()
             compared = _compare_tables(connection, tables, new_tables, examples)
     return {
@@ -433,7 +433,7 @@ def enroll_db(db_path: StrPath, migrations_dir: StrPath, *,
             version = _read_version(connection, database.name)  # raises if it is empty
             raise MigrationError(f"{database.name} is already versioned, at version {version}. "
                                  "Nothing was changed. Run fastmigrate without --enroll.")
-        _read_history(connection, MAX_VERSION, database.name)  # fails if it is not ours
+        _read_history(connection, MAX_VERSION)  # fails if it is not ours
         schema = _schema_without_tools(database, connection)
         written = ""
         listing = _scan_unique(folder) if os.path.exists(folder) else _Listing(folder, {}, {}, [])
@@ -676,7 +676,7 @@ class _Run:
         """Apply what is pending and return it. Raises MigrationError."""
         database, report = self.database, self.database.report
         with database.explained(changes=True):
-            self.listing = listing = self._shared_listing or _scan_for(database, self.folder)
+            self.listing = listing = self._shared_listing or _scan(self.folder)
             if self._inspect(listing):
                 try:
                     self._apply([_Script(self.folder, version, name) for version, name in sorted(
@@ -706,7 +706,7 @@ class _Run:
         def read(connection: sqlite3.Connection, version: int) -> tuple[bool, list[_State]]:
             pending = listing.latest > version and any(
                 version < number <= self.to for number in listing.names)
-            return pending, _read_states(connection, version, listing, database.name,
+            return pending, _read_states(connection, version, listing,
                                          thorough=pending or bool(listing.twins))
 
         self.version, (pending, states) = database.read(read)
@@ -965,8 +965,8 @@ class _Batch:
         self._began = time.monotonic()
         self._authorizer = _Authorizer()
         self._references = _References(connection, run.measures)
-        connection.set_authorizer(_as_authorizer(self._authorizer.callback()))
-        connection.set_progress_handler(_as_progress_handler(run.tick), TICK_INSTRUCTIONS)
+        connection.set_authorizer(_as_callback(self._authorizer.callback()))
+        connection.set_progress_handler(_as_callback(run.tick), TICK_INSTRUCTIONS)
 
     def run(self, script: _Script) -> bool:
         """Run one script, and set its version. Return False if the batch ends here: before the
@@ -1280,7 +1280,7 @@ def _work_on_copy(run: _Run, script: _Script, copy: _WorkingCopy, reader: sqlite
                        ", the database is unchanged" if is_unchanged else "")
     try:
         with _closing(run.database.open(copy.path)) as connection:
-            connection.set_progress_handler(_as_progress_handler(run.tick), TICK_INSTRUCTIONS)
+            connection.set_progress_handler(_as_callback(run.tick), TICK_INSTRUCTIONS)
             _check_copy(run, script, header, connection)
             connection.execute(UPDATE_META, (script.version,)).fetchall()
             run.commit(connection, [applied])
@@ -1320,7 +1320,7 @@ def _run_statements(run: _Run, script: _Script, header: _Header,
     database, line, mode = run.database, 1, ""
     with _closing(database.open(path)) as connection:
         _prepare_for_writing(connection, durable=False)
-        connection.set_progress_handler(_as_progress_handler(run.tick), TICK_INSTRUCTIONS)
+        connection.set_progress_handler(_as_callback(run.tick), TICK_INSTRUCTIONS)
         # An authorizer of the application's `connect` could deny a statement, which looks as if
         # an interrupt had come. In a batch, our own one is in its place.
         connection.set_authorizer(lambda *details: sqlite3.SQLITE_OK)
@@ -1824,7 +1824,11 @@ OUTSIDE_PRAGMAS = frozenset((
     "auto_vacuum", "encoding", "foreign_keys", "journal_mode", "locking_mode", "page_size",
     "synchronous", "temp_store", "wal_checkpoint"))
 DIRECTIVES = ("no-foreign-key-check", "no-transaction", "squashed")
-QUOTED_OR_COMMENT = r"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|--[^\n]*|/\*.*?(?:\*/|\Z)"""
+COMMENT = r"--[^\n]*|/\*.*?(?:\*/|\Z)"
+# What can end a statement: a ; after END in the group `end`, so that one ends CREATE TRIGGER.
+# Quoted text and comments come first, because a ; in them ends nothing.
+SEMICOLON = (rf"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|{COMMENT}"""
+             rf"|(?P<end>\bend\b(?:\s|{COMMENT})*)?(?P<semicolon>;)")
 # Comments of other tools, before the statements that undo a script. The shorter `-- down` is
 # such a comment only in a script that begins with `-- up`.
 UNDO = r"--[ \t]*(?:\+(?:goose|migrate|micrate)[ \t]+down|migrate:down)\b[^\n]*"
@@ -1832,8 +1836,6 @@ SHORT_UP, SHORT_DOWN = r"(?:--[^\n]*\n|\s)*--[ \t]*@?up\s*\n", r"--[ \t]*@?down[
 
 
 class _Script:
-    """A migration script in its directory."""
-
     def __init__(self, folder: str, version: int, name: str) -> None:
         self.version = version
         self.name = name
@@ -1879,14 +1881,12 @@ class _Reading:
             with open(self._script.path, "rb") as file:
                 if file.read(3) != b"\xef\xbb\xbf":
                     file.seek(0)
-                while data := file.read(BLOCK):
-                    if data[-1:] != b"\n":
-                        data += file.readline()
+                while data := file.read(BLOCK) + file.readline():
                     self._done += len(data)
-                    returns = b"\r" in data
-                    yield data.replace(b"\r\n", b"\n") if returns else data
-                    if (returns or b" \n" in data or b"\t" in data and b"\t\n" in data
-                            or b"\f" in data or b"\v" in data):
+                    data = data.replace(b"\r\n", b"\n")
+                    yield data
+                    if (b" \n" in data or b"\t\n" in data or b"\r" in data or b"\f" in data
+                            or b"\v" in data):
                         data = b"\n".join([line.rstrip() for line in data.split(b"\n")])
                     held += data
                     kept = held.rstrip()
@@ -1901,11 +1901,10 @@ class _Reading:
         self.checksum = f"{crc:08x}-{length:x}"
 
     def read_beginning(self) -> str:
-        """Return how the script begins. The checksum is not known then."""
         return next(self.lines(), b"").decode(errors="replace")
 
     def read_to_end(self) -> str:
-        """Read all of the script; return its checksum."""
+        """Return the checksum."""
         for _ in self.lines():
             pass
         return self.checksum
@@ -1938,35 +1937,28 @@ class _Reading:
         """Yield the script in pieces that end where a statement ends, each with the number of its
         first line."""
         first = line = 1  # of the text that was not yielded yet, and of the data
-        wanted = 0
-        parts: list[str] = []
+        text, wanted = "", 0
         for data in self.lines():
-            parts.append(self._decode(data, line))
+            try:
+                text += data.decode()
+                fault, position = "it holds a NUL character", data.find(b"\0")
+            except UnicodeDecodeError as error:
+                fault, position = "it is not UTF-8", error.start
+            if position >= 0:
+                raise _ScriptFailed(self._script, fault, line + data.count(b"\n", 0, position),
+                                    remedy="Save it as UTF-8")
             line += data.count(b"\n")
             # If no statement ends in the text, search again only after the text has doubled.
             # Otherwise the time for a long statement would grow with the square of its length.
-            if sum(map(len, parts)) < wanted:
-                continue
-            text = "".join(parts)
-            cut = _find_end_of_statements(text)
-            if cut:
-                yield first, text[:cut]
+            if len(text) >= wanted:
+                cut = _find_end_of_statements(text)
+                if cut:
+                    yield first, text[:cut]
                 first += text.count("\n", 0, cut)
-            parts = [text[cut:]]
-            wanted = 0 if cut else 2 * len(text)
-        if any(parts):
-            yield first, "".join(parts)
-
-    def _decode(self, data: bytes, line: int) -> str:
-        """Return the text of `data`, which begins in a line of the script."""
-        try:
-            text, wrong, position = data.decode(), "it holds a NUL character", data.find(b"\0")
-        except UnicodeDecodeError as error:
-            text, wrong, position = "", "it is not UTF-8", error.start
-        if position < 0:
-            return text
-        raise _ScriptFailed(self._script, wrong, line + data.count(b"\n", 0, position),
-                            remedy="Save it as UTF-8")
+                text = text[cut:]
+                wanted = 2 * len(text)
+        if text:
+            yield first, text
 
 
 def _read_header(script: _Script, text: str) -> _Header:
@@ -1991,11 +1983,13 @@ def _read_header(script: _Script, text: str) -> _Header:
         pragma = _parse_pragma(statement)[0]
         if not pragma:
             break
+        start = _skip_blank(text, start)
+        end = start + len(statement)
         if pragma in OUTSIDE_PRAGMAS:
             pragmas.append((line, statement))
-            start = text.index(statement, _skip_blank(text, start))
-            blank = "\n" * statement.count("\n")  # so that the lines keep their numbers
-            text = text[:start] + blank + text[start + len(statement):]
+            # Blanks in its place: the lines of the rest keep their numbers.
+            text = text[:start] + re.sub(".", " ", statement) + text[end:]
+        start = end
     return _Header(directives, pragmas, text)
 
 
@@ -2003,14 +1997,12 @@ def _parse_pragma(statement: str) -> tuple[str, str]:
     """Return the name of a PRAGMA and the value that it sets, both "" for other statements."""
     if statement[:6].lower() != "pragma":
         return "", ""
-    first, *words = [_fold(_bare(text)) for kind, text, _ in _tokens(statement)
-                     if kind != "comment"]
-    if words[1:2] == ["."]:
-        del words[:2]  # the name of the schema
-    if first != "pragma" or not words:
-        return "", ""
-    sets = words[1:2] in (["="], ["("])
-    return words[0], "".join(words[2:4] if words[2:3] == ["-"] else words[2:3]) if sets else ""
+    words = [_fold(_bare(text)) for kind, text, _ in _tokens(statement) if kind != "comment"]
+    words += [""] * 4  # of a short statement
+    if words[2] == ".":
+        del words[1:3]  # the name of the schema
+    value = words[3] + words[4] if words[3] == "-" else words[3]
+    return words[1], value if words[2] in ("=", "(") else ""
 
 
 def _find_end_of_statements(text: str) -> int:
@@ -2029,21 +2021,16 @@ def _skip_blank(text: str, position: int) -> int:
     if text[position:position + 1].isalpha():  # as in nearly every script; the rest is slow
         return position
     import re
-    skipped = re.compile(r"(?:[ \t\n\f\r;]+|--[^\n]*|/\*.*?(?:\*/|\Z))*", re.S)
+    skipped = re.compile(rf"(?:[ \t\n\f\r;]+|{COMMENT})*", re.S)
     return skipped.match(text, position).end()  # type: ignore[union-attr]
 
 
 def _statements(text: str, line: int) -> Iterator[tuple[int, str]]:
     """Yield the single statements of an SQL text, each with the number of its first line."""
     import re
-    counted, start = 0, _skip_blank(text, 0)
-    in_trigger, after_end = False, 0  # only a ; directly after END ends CREATE TRIGGER
-    for found in re.finditer(QUOTED_OR_COMMENT + r"|;|\bend\b", text, re.S | re.I):
-        if found.group().lower() == "end":
-            after_end = found.end()
-        if found.group() != ";" or found.start() < start:
-            continue
-        if in_trigger and _skip_blank(text, after_end) < found.start():
+    counted, start, in_trigger = 0, _skip_blank(text, 0), False
+    for found in re.finditer(SEMICOLON, text, re.S | re.I):
+        if not found["semicolon"] or found.start() < start or in_trigger and not found["end"]:
             continue
         if not sqlite3.complete_statement(text[start:found.end()]):
             in_trigger = True
@@ -2076,14 +2063,15 @@ class _Listing:
 
 
 def _scan(migrations_dir: StrPath) -> _Listing:
-    """List the migrations directory. Raises OSError or ValueError if it cannot be used."""
+    """List the migrations directory. Raises MigrationError or ValueError if it cannot be used."""
     folder = os.fsdecode(migrations_dir)
     names: dict[int, str] = {}
     twins: dict[int, list[str]] = {}
     others: list[str] = []
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:  # the rule of extract_version_from_filename(), inlined for speed
+            # The rule of extract_version_from_filename(), inlined for speed.
+            for entry in sorted(entries, key=attrgetter("name")):
                 name = entry.name
                 digits = name[:4]
                 if (name[4:5] == "-" and digits.isdecimal() and digits.isascii()
@@ -2101,16 +2089,12 @@ def _scan(migrations_dir: StrPath) -> _Listing:
         raise _MissingError(f"there is no migrations directory {folder}. Create it, or name "
                             "another one (--migrations).") from None
     except OSError as error:
-        raise type(error)(f"the migrations directory {folder} cannot be read: {error.strerror}. "
-                          "Make it readable for this user, or name another one (--migrations)."
-                          ) from None
+        raise _explain(error) from None
     except UnicodeEncodeError as error:
         name = next(name for name in names.values() if error.object[error.start] in name)
         shown = os.fsencode(name).decode(errors="backslashreplace")
         raise ValueError(f"the name of the script {shown} in {folder} is not UTF-8, and cannot be "
                          "recorded. Nothing was run. Rename it.") from None
-    twins = {number: sorted(twins[number]) for number in sorted(twins)}
-    names.update((number, twins[number][0]) for number in twins)  # not what the system lists first
     return _Listing(folder, names, twins, _look_like_scripts(folder, others, no_scripts=not names))
 
 
@@ -2129,19 +2113,8 @@ def _look_like_scripts(folder: str, others: list[str], no_scripts: bool) -> list
     return sorted(found)
 
 
-def _scan_for(database: _Database, folder: str) -> _Listing:
-    """List the migrations directory of a database. If there is no directory, an error of the
-    database is raised first: to enroll an unversioned database needs no directory."""
-    try:
-        with database.explained():
-            return _scan(folder)
-    except FileNotFoundError:
-        database.read()
-        raise
-
-
 def _scan_unique(migrations_dir: StrPath) -> _Listing:
-    """List the migrations directory. Raises ValueError if two scripts have one number."""
+    """List the migrations directory; raise ValueError if two scripts have one number."""
     listing = _scan(migrations_dir)
     if listing.twins:
         raise _TwinsError("\n".join(_describe_twins(listing)))
@@ -2160,7 +2133,7 @@ def _describe_twins(listing: _Listing, db: str = "", applied: Iterable[str] = ()
         if db:
             ran = [name for name in names if name in applied]
             text += f"{_cut(ran) or 'None of them'} is applied to {db}. "
-        checksums = {_checksum_or_none(listing.folder, name) for name in names}
+        checksums = {_checksum(listing.folder, name) for name in names}
         if f"{number:04d}{SQUASHED_ENDING}" in names:
             text += (f"If a squash was cut off, move the scripts in before-{number:04d} back, then "
                      "delete that folder and the squashed script. Else renumber one of them.")
@@ -2184,7 +2157,6 @@ def _cut(names: list[str]) -> str:
 
 
 def _shell_path(path: str) -> str:
-    """Return a path as an argument of a command to paste."""
     import shlex
     return shlex.quote(os.path.join(".", path) if path.startswith("-") else path)
 
@@ -2214,8 +2186,8 @@ def _move_commands(folder: str, names: list[str], new_names: dict[str, str]) -> 
 #
 #   no name      the version was set by hand to a number without a script: all scripts up to it
 #                count as applied
-#   no checksum  the script is gone and the user accepted that, or the script could not be read.
-#                The row stays, because only a row above shows that a script was added late.
+#   no checksum  the script is gone, and the user accepted that. The row stays, because only a
+#                row above shows that a script was added late.
 #   version 0    the checksum column names what was broken already when the history began
 
 CREATE_HISTORY = (
@@ -2226,9 +2198,8 @@ INSERT_HISTORY = (
     "VALUES (?, ?, ?, ?)")
 DELETE_HISTORY = "DELETE FROM main._migration_history WHERE version BETWEEN ? AND ?"
 SELECT_HISTORY = (  # text, whatever something else has written there
-    "SELECT version, ifnull(CAST(name AS TEXT), ''), ifnull(CAST(checksum AS TEXT), ''), "
-    "ifnull(CAST(applied_at AS TEXT), '') FROM main._migration_history "
-    "WHERE typeof(version) = 'integer' AND version <= ?")
+    "SELECT version, CAST(name AS TEXT), CAST(checksum AS TEXT), CAST(applied_at AS TEXT) "
+    "FROM main._migration_history WHERE typeof(version) = 'integer' AND version <= ?")
 SELECT_NEWEST = (  # a count(*) with a condition would read every row at every start
     "SELECT version, name = ?, (SELECT count(*) FROM main._migration_history) "
     "- (SELECT count(*) FROM main._migration_history WHERE version = 0) "
@@ -2239,7 +2210,7 @@ SELECT_NUMBERS = (
 NO_ROW: Row = ("", "", "")  # of a script that the history does not have
 
 
-def _read_history(connection: sqlite3.Connection, version: int, db: str) -> dict[int, Row]:
+def _read_history(connection: sqlite3.Connection, version: int) -> dict[int, Row]:
     """Return (name, checksum, time) of what was applied up to a version, {} without a history.
 
     Raises: MigrationError if the table of this name is somebody else's.
@@ -2249,8 +2220,9 @@ def _read_history(connection: sqlite3.Connection, version: int, db: str) -> dict
         return {row[0]: row[1:] for row in rows}
     except connection.OperationalError as error:
         if "no such column" in str(error):
-            raise MigrationError(f"{db} has a table _migration_history that is not fastmigrate's "
-                                 f"({error}). Nothing was changed. Rename it.") from None
+            raise MigrationError("the database has a table _migration_history that is not "
+                                 f"fastmigrate's ({error}). Nothing was changed. Rename it."
+                                 ) from None
         if "no such table" not in str(error):
             raise
         return {}
@@ -2282,11 +2254,12 @@ class _State:
         self.is_there = state not in ("missing", "squashed")  # in the directory
         self.has_run = state in ("applied", "edited")  # under this name, or counts as applied
         self.needs_number = state in ("late", "conflict")  # to be run at all
+        self.has_not_run = self.needs_number or state == "pending"
         self.applied_at = row[2] or None if self.has_run or state == "missing" else None
 
 
-def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing, db: str, *,
-                 thorough: bool) -> list[_State]:
+def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing,
+                 thorough: bool = True) -> list[_State]:
     """Return the state of each script that there is or was, in order. The states:
 
     pending   its number is above the version of the database
@@ -2302,10 +2275,9 @@ def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing
     """
     if not thorough and _is_as_recorded(connection, version, listing):
         return []
-    history = _read_history(connection, version, db)
+    history = _read_history(connection, version)
     if not history and not thorough:
         return []
-    squashed = listing.squashed_version
     states = []
     ran_above = False  # a script ran above this number, and the version was not set in between
     for number in sorted({*listing.names, *history}, reverse=True):  # from the last to the first
@@ -2313,21 +2285,19 @@ def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing
         recorded, checksum, _ = row
         name_there = listing.names.get(number)
         names = listing.twins.get(number) or ([name_there] if name_there else [])
-        if not names and number <= squashed:
+        if not names and number <= listing.squashed_version:
             states.append(_State(number, recorded, "squashed", row))
         elif not names and recorded and checksum:
             states.append(_State(number, recorded, "missing", row))
         for name in reversed(names):
+            # Also if the version was set by hand, or if a script that was squashed has run.
             state = "applied"
             if number > version:
                 state = "pending"
-            elif number not in history:
-                state = "late" if ran_above else state
-            elif not recorded:
-                pass  # the version was set by hand
-            elif number == squashed and name != recorded:
-                pass  # this is the squashed script, and the one that it replaced has run
-            elif thorough or number == version and name != recorded:
+            elif number not in history and ran_above:
+                state = "late"
+            elif (recorded and (number != listing.squashed_version or name == recorded)
+                    and (thorough or number == version and name != recorded)):
                 state = _compare(listing.folder, name, recorded, checksum)
             states.append(_State(number, name, state, row))
         if number in history:  # a row without a name stands for all scripts below it, too
@@ -2348,14 +2318,6 @@ def _checksum(folder: str, name: str) -> str:
     except _ScriptFailed as error:
         raise MigrationError(f"{error.script.path}: {error.what}. {error.remedy}, then run this "
                              "again.") from None
-
-
-def _checksum_or_none(folder: str, name: str) -> str:
-    """Return the checksum of a script, "" if it cannot be read."""
-    try:
-        return _checksum(folder, name)
-    except MigrationError:
-        return ""
 
 
 # -------------------------------------------------------------- what is wrong with it
@@ -2388,19 +2350,18 @@ def _find_problems(states: list[_State], listing: _Listing, version: int, databa
     """
     new_names = {} if several else _propose_names(states, listing, version)
     renumbered = _find_renumbered(states, listing.folder)
+    applied = [each.name for each in states if each.has_run]
     refusals = _describe_renumbered(states, renumbered, listing, database, to)
-    # These commands also run what never ran. Without them, what is not pending only has a wrong
-    # number, and needs no new one.
-    moved = [] if refusals else [each.name for each in states
-                                 if each.needs_number and each.name in renumbered]
-    states = [each for each in states
-              if each.name not in moved and not (refusals and each.needs_number)]
+    if refusals:  # their commands also run what never ran
+        states = [each for each in states if not each.needs_number]
+    # What is not pending has only a wrong number, and needs no new one.
+    moved = [each.name for each in states if each.needs_number and each.name in renumbered]
+    states = [each for each in states if each.name not in moved]
     warnings = _describe_states(states, listing, version, database, new_names)
     if moved:
         warnings.append(_list_renumbered(moved, renumbered, database.name) + ". Restore the name"
                         + _move_commands(listing.folder, moved, renumbered))
     if of_directory:
-        applied = [each.name for each in states if each.has_run]
         refusals += _describe_twins(listing, database.name, applied, new_names)
         warnings += [_describe_ignored(listing)] if listing.ignored else []
     return refusals, warnings
@@ -2409,8 +2370,8 @@ def _find_problems(states: list[_State], listing: _Listing, version: int, databa
 def _refuse_twins_for(database: _Database, listing: _Listing) -> None:
     """Raise _TwinsError if two scripts have one number; it says which of them ran."""
     if listing.twins:
-        version, states = database.read(lambda connection, version: _read_states(
-            connection, version, listing, database.name, thorough=True))
+        version, states = database.read(
+            lambda connection, version: _read_states(connection, version, listing))
         refusals, _ = _find_problems(states, listing, version, database)
         raise _TwinsError("\n".join(refusals), version=version)
 
@@ -2434,8 +2395,8 @@ def _find_renumbered(states: list[_State], folder: str) -> dict[str, str]:
     descriptions = {description for description, _ in gone}
     renumbered = {}
     for each in states:
-        if each.is_there and not each.has_run and each.name[4:] in descriptions:
-            old = gone.pop((each.name[4:], _checksum_or_none(folder, each.name)), None)
+        if each.has_not_run and each.name[4:] in descriptions:
+            old = gone.pop((each.name[4:], _checksum(folder, each.name)), None)
             if old:
                 renumbered[each.name] = old
     return renumbered
@@ -2449,12 +2410,12 @@ def _describe_renumbered(states: list[_State], renumbered: dict[str, str], listi
                          database: _Database, to: int) -> list[str]:
     """Report the scripts that ran under another number, if one of them is pending and would run
     twice: one message, or none."""
-    found = [each for each in states if each.name in renumbered and each.is_there]
+    found = [each for each in states if each.name in renumbered]
     if not any(each.state == "pending" and each.number <= to for each in found):
         return []
     db, last = database.name, found[-1].number
-    lacking = [each for each in states if each.is_there and not each.has_run
-               and each.name not in renumbered and each.number < last]
+    lacking = [each for each in states if each.has_not_run and each.number < last
+               and each.name not in renumbered]
     first = min(each.number for each in states if each in lacking
                 or each.row[0] in renumbered.values())
     end = lacking[-1].number if lacking else 0
@@ -2507,10 +2468,9 @@ def _describe_states(states: list[_State], listing: _Listing, version: int, data
 
 def _record(connection: sqlite3.Connection, version: int, done: list[_Applied],
             listing: _Listing, objects: list[Any]) -> None:
-    """Record the scripts in `done`, which were applied to a database at `version`. Also record
-    the scripts up to `version` that count as applied and have no row yet. If the history begins
-    here, record what is broken among the `objects` from before the first script, so that --check
-    does not blame the scripts for it."""
+    """Record the scripts in `done`, which were applied to a database at `version`, and those up
+    to `version` that count as applied and have no row yet. If the history begins here, record
+    what was broken before, among `objects`, so that --check does not blame the scripts for it."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     rows = [(applied.script.version, applied.script.name, applied.checksum, now)
             for applied in done]
@@ -2525,17 +2485,10 @@ def _record(connection: sqlite3.Connection, version: int, done: list[_Applied],
     if version and not is_recorded:
         if version not in listing.names:
             rows.append((version, "", "", now))
-        rows += [(each.number, each.name, _checksum_or_none(listing.folder, each.name), "")
-                 for each in _read_states(connection, version, listing, "the database",
-                                          thorough=True)
+        rows += [(each.number, each.name, _checksum(listing.folder, each.name), "")
+                 for each in _read_states(connection, version, listing)
                  if each.state == "applied" and each.row == NO_ROW]
     connection.executemany(INSERT_HISTORY, rows)
-
-
-def _forget(connection: sqlite3.Connection, version: int, db: str) -> None:
-    """Remove the scripts above a version from the history, if there is one."""
-    if _read_history(connection, MAX_VERSION, db):
-        connection.execute(DELETE_HISTORY, (version + 1, MAX_VERSION))
 
 
 def _accept_edits(database: _Database, folder: str) -> list[str]:
@@ -2549,7 +2502,7 @@ def _accept_edits(database: _Database, folder: str) -> list[str]:
         version = _read_version(connection, database.name)
         if not connection.execute(HAS_HISTORY).fetchall():
             _record(connection, version, [], listing, _read_objects(connection))
-        states = _read_states(connection, version, listing, database.name, thorough=True)
+        states = _read_states(connection, version, listing)
         # Without the checksums of these rows, the next run would apply the scripts twice.
         renumbered = _find_renumbered(states, folder).values()
         for each in states:
@@ -2578,29 +2531,29 @@ def _status(database: _Database, folder: str, listing: _Listing | None = None,
             several: bool = False) -> dict[str, Any]:
     """Return what status() returns. A caller that passes a `listing` has already reported the
     problems of the directory itself, so they are left out."""
-    found = listing or _scan_for(database, folder)
+    with database.explained():
+        found = listing or _scan(folder)
 
     def read(connection: sqlite3.Connection, version: int) -> tuple[Any, ...]:
-        return (_read_states(connection, version, found, database.name, thorough=True),
+        return (_read_states(connection, version, found),
                 _squash_refusal(connection, version, MAX_VERSION, found, database.name),
                 *_broken_and_known(connection))
 
-    version, (states, refusal, broken, known) = database.read(read)
+    version, (states, squash_refusal, broken, known) = database.read(read)
     refusals, problems = _find_problems(states, found, version, database, several=several,
                                         of_directory=not listing)
-    refusals = [refusal] * bool(refusal) + refusals
-    described = {name: f"in {database.name}, {fault}. Fix that in a further script."
-                 for name, fault in broken.items()}
+    if squash_refusal:
+        refusals.insert(0, squash_refusal)
+    problems, warnings = refusals + problems, [] if several else _describe_copies(database)
+    for name, fault in broken.items():
+        (warnings if name in known else problems).append(
+            f"in {database.name}, {fault}. Fix that in a further script.")
     return {
         "db": database.path_as_given, "version": version, "latest": found.latest,
         "migrations": [{"version": each.number, "name": each.name, "state": each.state,
                         "applied_at": each.applied_at}
                        for each in states if each.state != "squashed"],
-        "blocked": bool(refusals),
-        "problems": [*refusals, *problems,
-                     *(text for name, text in described.items() if name not in known)],
-        "warnings": [*(text for name, text in described.items() if name in known),
-                     *([] if several else _describe_copies(database))]}
+        "blocked": bool(refusals), "problems": problems, "warnings": warnings}
 
 
 def _describe_copies(database: _Database) -> list[str]:
@@ -2642,21 +2595,24 @@ class _Database:
     def __init__(self, path: StrPath, timeout: float = 30.0,
                  connect: Connect = sqlite3.connect, report: _Report | None = None,
                  durable: bool = True) -> None:
-        self.path_as_given = os.fsdecode(path)
-        self.name = self.path_as_given  # as messages call it
-        _check_path(self.path_as_given)
-        if not isinstance(timeout, (int, float)) or not timeout >= 0:
-            raise MigrationError(f"timeout={timeout!r} is not a number of seconds. Nothing was "
-                                 "changed. Give a number from 0.")
+        self.path_as_given = given = os.fsdecode(path)
+        self.name = given  # in messages
+        # Other tools accept URLs and ":memory:". Here they would be the names of new files.
+        if not given or "\0" in given or given == ":memory:" or "://" in given or (
+                given.lower().startswith(("file:", "sqlite:", "sqlite3:"))):
+            raise MigrationError(
+                f"{given!r} is not the path of a database file. Nothing was changed. Give the path "
+                "of its file, without a scheme: data/app.db. (A database in memory comes of "
+                "build_db().)")
         try:
-            folder = "" if os.path.isabs(self.path_as_given) else os.getcwd()
+            folder = "" if os.path.isabs(given) else os.getcwd()
         except FileNotFoundError:
             raise _MissingError("the working directory does not exist any more. Change to one "
                                 "that does, then run this again.") from None
         # Absolute, so that SQLite takes it for no URI. Not by abspath(), which resolves the
         # .. of link/../app.db without looking where the link leads.
-        self.path = os.path.join(folder, self.path_as_given)
-        self.timeout = timeout
+        self.path = os.path.join(folder, given)
+        self.timeout = float(timeout)
         self.connect = connect
         self.report = report or _Report()
         self.errors: tuple[type[Exception], ...] = (sqlite3.Error,)  # and those of `connect`
@@ -2674,8 +2630,7 @@ class _Database:
             plain = sqlite3.connect(path or self.path, timeout=0.1, isolation_level=None)
             plain.text_factory = DECODE
             return plain
-        opened: sqlite3.Connection = self.retry_while_locked(lambda: self.open_at_once(path))
-        return opened
+        return self.retry_while_locked(lambda: self.open_at_once(path))
 
     def open_at_once(self, path: str = "") -> sqlite3.Connection:
         """Connect by the application's function, and undo its settings that matter. Its PRAGMAs
@@ -2709,12 +2664,11 @@ class _Database:
         except BaseException:
             connection.close()
             raise
-        opened: sqlite3.Connection = connection
-        return opened
+        return connection  # type: ignore[no-any-return]
 
     def writing(self, new: bool = False) -> _closing:
-        """Return a context with a new connection, in a transaction that holds the write lock. Only
-        a `new` database may be missing."""
+        """Return a context with a connection in a transaction that holds the write lock. Only a
+        `new` database may be missing."""
         if not new:
             self.must_exist()
         connection = self.open()
@@ -2728,20 +2682,16 @@ class _Database:
 
     def read(self, also: Reader = lambda *details: None) -> tuple[int, Any]:
         """Return (version, also(connection, version)), both of one state. Takes no lock that
-        blocks a writer.
-
-        Raises: as get_db_version().
-        """
+        blocks a writer."""
         def read(connection: sqlite3.Connection) -> tuple[int, Any]:
             version = _read_version(connection, self.name)
             return version, also(connection, version)
 
-        found: tuple[int, Any] = self.read_unversioned(read)
-        return found
+        return self.read_unversioned(read)
 
-    def read_unversioned(self, act: Callable[[sqlite3.Connection], Any]) -> Any:
+    def read_unversioned(self, act: Callable[[sqlite3.Connection], T]) -> T:
         """Return act(connection), with a connection in a read transaction."""
-        def read_by(connection: sqlite3.Connection) -> Any:
+        def read_by(connection: sqlite3.Connection) -> T:
             with _closing(connection):
                 connection.execute("BEGIN")  # all of it is one state, and locked once
                 return act(connection)
@@ -2780,12 +2730,11 @@ class _Database:
                 "--restore. Name another database with --db.") from None
         except OSError as error:
             raise _explain(error, name=self.name) from error
-        if os.path.isdir(self.path):
-            raise MigrationError(f"{self.name} is a directory, not a database. Name the "
-                                 "database file.")
-        if 0 < size < 100:  # SQLite would take a file of one byte for an empty database
-            raise MigrationError(f"{self.name} is not a database. Nothing was changed. Name the "
-                                 "database file with --db.")
+        is_folder = os.path.isdir(self.path)
+        if is_folder or 0 < size < 100:  # SQLite would take one byte for an empty database
+            what = "a directory, not a database" if is_folder else "not a database"
+            raise MigrationError(f"{self.name} is {what}. Nothing was changed. Name the database "
+                                 "file with --db.")
 
     def find_copies(self) -> list[str]:
         """Return the paths of the working copies beside the database. If its path is a link,
@@ -2801,9 +2750,8 @@ class _Database:
     # -------------------------------------------------------------- errors and waiting
 
     def explained(self, changes: bool = False) -> _Explained:
-        """Return a context that turns errors of SQLite and of the system into MigrationError.
-        With `changes`, the code in it may change the database, so the message tells the version.
-        """
+        """Return a context that turns errors into MigrationError. With `changes`, the code in
+        it may change the database, so the message tells the version."""
         return _Explained(self, changes)
 
     def standing(self) -> str:
@@ -2826,7 +2774,7 @@ class _Database:
             return f"{self.name} is still at version {version}; the script was rolled back."
         return f"{self.name} is at version {version}: the script is applied all the same."
 
-    def retry_while_locked(self, act: Callable[[], Any]) -> Any:
+    def retry_while_locked(self, act: Callable[[], T]) -> T:
         """Call `act`, again and again while the database is locked; return its result.
 
         Raises: MigrationError if the lock outlasts the timeout.
@@ -2843,14 +2791,12 @@ class _Database:
             wait.pause()
 
     def execute_patiently(self, connection: sqlite3.Connection, statement: str) -> None:
-        """Execute a statement that begins or ends a transaction, or is outside of one; wait
-        while the database is locked."""
+        """Execute a statement that begins or ends a transaction, or is outside of one."""
         self.retry_while_locked(lambda: connection.execute(statement).fetchall())
 
     def prepare_for_writing(self, connection: sqlite3.Connection) -> str:
-        """Prepare a connection to the database for changes; return its journal mode."""
-        return str(self.retry_while_locked(  # to read the mode takes a lock
-            lambda: _prepare_for_writing(connection, self.durable)))
+        return self.retry_while_locked(  # to read the mode takes a lock
+            lambda: _prepare_for_writing(connection, self.durable))
 
     def begin(self, connection: sqlite3.Connection) -> None:
         """Begin a transaction that holds the write lock from its first moment. (A transaction
@@ -2876,30 +2822,20 @@ class _Database:
         this at once, one creates it, and the others wait for its lock. (To build it under
         another name and then link it would need hard links, which some file systems lack.)
         """
-        if not self.is_missing():
+        try:
+            self.read()
             return False
+        except (_MissingError, _EmptyError):  # a file without any table is no database yet
+            pass
         with self.explained():
             os.makedirs(os.path.dirname(_follow_link(self.path)), exist_ok=True)
             with self.writing(new=True) as connection:
-                if not _is_empty(connection):
-                    return False
-                connection.execute(CREATE_META)
-                connection.execute(INSERT_META, (0,)).fetchall()
-                self.commit(connection)
-                return True
-
-    def is_missing(self) -> bool:
-        """Return whether there is no database yet: no file, or one without any table, such
-        as a file of 0 bytes."""
-        try:
-            self.read()
-        except (_MissingError, _EmptyError):
-            return True
-        except _LockedError:
-            raise
-        except (MigrationError, OSError):
-            pass  # a database exists; the call that reads it next reports the error
-        return False
+                is_new = _is_empty(connection)
+                if is_new:
+                    connection.execute(CREATE_META)
+                    connection.execute(INSERT_META, (0,)).fetchall()
+                    self.commit(connection)
+        return is_new
 
     def set_version(self, version: int, only_unversioned: bool = False,
                     listing: _Listing | None = None) -> None:
@@ -2922,7 +2858,8 @@ class _Database:
                 _read_version(connection, self.name)
             except self.errors as error:
                 raise trouble or error from None
-            _forget(connection, version, self.name)
+            if _read_history(connection, MAX_VERSION):
+                connection.execute(DELETE_HISTORY, (version + 1, MAX_VERSION))
             if version and listing and not listing.twins:
                 _record(connection, version, [], listing, _read_objects(connection))
             self.commit(connection)
@@ -2932,16 +2869,6 @@ def _as_database(db_path: StrPath, connect: Connect) -> _Database:
     """Return the database at a path. The command line passes its own database, with its timeout
     and its report, to the public calls."""
     return db_path if isinstance(db_path, _Database) else _Database(db_path, connect=connect)
-
-
-def _check_path(path: str) -> None:
-    """Refuse URLs and ":memory:". Other tools accept them, but here they would become the names
-    of new files."""
-    if not path or "\0" in path or path == ":memory:" or "://" in path or (
-            path.lower().startswith(("file:", "sqlite:", "sqlite3:"))):
-        raise MigrationError(
-            f"{path!r} is not the path of a database file. Nothing was changed. Give the path of "
-            "its file, without a scheme: data/app.db. (A database in memory comes of build_db().)")
 
 
 def _leave_exclusive_mode(connection: sqlite3.Connection) -> None:
@@ -2969,7 +2896,7 @@ def _prepare_for_writing(connection: sqlite3.Connection, durable: bool = True) -
 
 
 def _journal_mode(connection: sqlite3.Connection, wanted: str = "") -> str:
-    """Set the journal mode if `wanted` is given. Return the mode that the database has now."""
+    """Set the journal mode if `wanted` is given; return the mode that the database has now."""
     setting = f" = {wanted}" if wanted else ""
     return str(connection.execute(f"PRAGMA main.journal_mode{setting}").fetchall()[0][0])
 
@@ -2984,7 +2911,6 @@ HAS_META = "SELECT 1 FROM main.sqlite_master WHERE name = '_meta' COLLATE NOCASE
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
-    """Return whether a database has no table, view or anything else."""
     return not connection.execute("SELECT 1 FROM main.sqlite_master LIMIT 1").fetchall()
 
 
@@ -3007,15 +2933,15 @@ def _read_version(connection: sqlite3.Connection, name: str) -> int:
             f"{name} is unversioned: it has no table _meta. Put it under management with "
             "enroll_db() or --enroll, or with set_db_version() or --set-version if you "
             "know its version.") from None
-    is_one = len(rows) == 1 and rows[0][0] == 1 and rows[0][2] is not None
-    if is_one and type(rows[0][1]) is int and rows[0][1] >= 0:
-        return int(rows[0][1])
+    if len(rows) == 1:
+        number, version, rowid = rows[0]
+        if number == 1 and type(version) is int and version >= 0 and rowid is not None:
+            return version
     held = ", ".join(repr(row[:2]) for row in rows) or "no row"
-    way = ("Set the version with set_db_version() or --set-version if you know it."
-           if is_one or not rows
-           else "Delete its other rows, or rename it if it is not fastmigrate's.")
-    raise MigrationError(f"{name} has a damaged table _meta: it must be a table with one row, "
-                         f"(1, version), and has {held}. {way}")
+    raise MigrationError(
+        f"{name} has a damaged table _meta: it must be a table with one row, (1, version), and has "
+        f"{held}. Rename it if it is not fastmigrate's. Else delete all other rows, and set the "
+        "version with set_db_version() or --set-version.")
 
 
 # -------------------------------------------------------------- waiting
@@ -3032,14 +2958,13 @@ class _LockedError(MigrationError):
 
 
 class _Wait:
-    """One wait for a lock that another connection holds. It warns once, and raises when the
-    time is up. If the version changes or another script runs, the other process is making
-    progress: then the time begins anew, and the next warning is due."""
+    """One wait for a lock that another connection holds. It warns, and raises when the time is
+    up. If the version changes or another script runs, the other process is making progress:
+    then the time begins anew."""
 
     def __init__(self, database: _Database) -> None:
         self._database = database
         self._since = self._looked = time.monotonic()
-        self._reported = False
         self._seen: tuple[str, object] | None = None  # who held it, and the version
 
     def pause(self) -> None:
@@ -3047,17 +2972,15 @@ class _Wait:
         database, now = self._database, time.monotonic()
         database.report.check_stop()
         if now - self._looked > 0.5 or now - self._since >= database.timeout:
-            seen, self._looked = self._look(), now
+            holder, _ = seen = self._look()
             if self._seen and seen != self._seen:
-                self._since, self._reported = now, False
-            self._seen, holder = seen, seen[0]
+                self._since = now
+            self._seen, self._looked = seen, now
             if now - self._since >= database.timeout:
                 raise _LockedError(f"{holder} has held {database.name} for more than "
                                    f"{database.timeout:g} s")
-            if not self._reported:
-                self._reported = True
-                database.report.warn(f"waiting up to {database.timeout:g} s: {holder} holds "
-                                     f"{database.name}")
+            database.report.warn(f"waiting up to {database.timeout:g} s: {holder} holds "
+                                 f"{database.name}")
         time.sleep(POLL_SECONDS * (0.5 + os.urandom(1)[0] / 256))  # not in step with others
 
     def _look(self) -> tuple[str, object]:
@@ -3106,34 +3029,20 @@ def _copy_pages(source: sqlite3.Connection, target: sqlite3.Connection,
         raise target._get_exception() from None  # type: ignore[attr-defined]
 
 
-def _as_authorizer(authorize: Callable[..., int]) -> Callable[..., int]:
-    """Return what set_authorizer() takes. On PyPy, which passes C strings, that is a wrapper."""
+def _as_callback(act: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what set_authorizer() and set_progress_handler() take. On PyPy that is a wrapper,
+    because PyPy passes C strings, and would print an exception and go on."""
     if not IS_PYPY:
-        return authorize
+        return act
     from _sqlite3_cffi import ffi  # type: ignore[import-not-found]
 
-    def with_texts(action: int, *details: Any) -> int:
-        try:
-            return authorize(action, *(ffi.string(text).decode() if text else None
-                                       for text in details))
-        except BaseException:  # PyPy would print the exception, and allow the action
-            return sqlite3.SQLITE_DENY
-    return with_texts
-
-
-def _as_progress_handler(tick: Callable[[], None]) -> Callable[[], Any]:
-    """Return what set_progress_handler() takes. An exception in `tick` has to interrupt the
-    statement. PyPy would print the exception and go on, so there the wrapper returns True."""
-    if not IS_PYPY:
-        return tick
-
-    def interrupts() -> bool:
-        try:
-            tick()
-            return False
+    def call(*details: Any) -> Any:
+        try:  # an authorizer gets a number and four texts, a progress handler nothing
+            return act(*details[:1], *(ffi.string(text).decode() if text else None
+                                       for text in details[1:]))
         except BaseException:
-            return True
-    return interrupts
+            return sqlite3.SQLITE_DENY  # as true, it interrupts the statement
+    return call
 
 
 def _is_damage(error: BaseException | None) -> bool:
@@ -3143,35 +3052,32 @@ def _is_damage(error: BaseException | None) -> bool:
 # -------------------------------------------------------------- backups
 
 
-def _back_up(database: _Database, ending: str = ".backup") -> str:
+def _back_up(database: _Database, ending: str = ".backup", tries_left: int = 2) -> str:
     """Copy the database to a backup beside it, named by the time; return its path."""
     database.must_exist()
-    for tries_left in (2, 1, 0):
-        # Beside its final name, which is not where a link leads.
-        new = f"{database.path}-copy-backup-{_unique()}"
+    # Beside its final name, which is not where a link leads.
+    new = f"{database.path}-copy-backup-{_unique()}"
+    try:
+        _copy_database(database, new)
+        # An empty file reserves the name first, because os.replace() would overwrite a backup that
+        # another process has just made. (A hard link would not, but some file systems have none.)
+        stamp = _take_stamped_name(database.path, ending,
+                                   lambda name: _create_private(name, database.path))
         try:
-            _copy_database(database, new)
-            # An empty file reserves the name first, because os.replace() would overwrite a backup
-            # that another process has just made. (A hard link would not, but some file systems
-            # have none.)
-            stamp = _take_stamped_name(database.path, ending,
-                                       lambda name: _create_private(name, database.path))
-            try:
-                os.replace(new, database.path + stamp)
-            except BaseException:
-                _remove(database.path + stamp)
-                raise
-            _sync(os.path.dirname(database.path))
-            return database.path_as_given + stamp
-        except database.errors + (OSError,) as error:
-            # If `new` is gone, another process, which was about to run a script on a copy,
-            # took ours for a leftover and deleted it. Then try again.
-            if os.path.exists(new) or not tries_left:
-                raise MigrationError(f"no backup of {database.name} could be made: "
-                                     f"{_explain(error, name=database.name)}") from error
-        finally:
-            _remove_database(new)
-    raise AssertionError("unreachable")
+            os.replace(new, database.path + stamp)
+        except BaseException:
+            _remove(database.path + stamp)
+            raise
+        _sync(os.path.dirname(database.path))
+        return database.path_as_given + stamp
+    except database.errors + (OSError,) as error:
+        if os.path.exists(new) or not tries_left:
+            raise MigrationError(f"no backup of {database.name} could be made: "
+                                 f"{_explain(error, name=database.name)}") from error
+    finally:
+        _remove_database(new)
+    # Another process, which was about to run a script on a copy, took ours for a leftover.
+    return _back_up(database, ending, tries_left - 1)
 
 
 def _copy_database(database: _Database, path: str, like: str = "") -> None:
@@ -3212,10 +3118,18 @@ def _restore(database: _Database, backup: str) -> int:
     """Replace the content of the database by that of a backup; return its version. The old
     content is kept in a file with the ending .before-restore."""
     source = _Database(backup, database.timeout, database.connect, database.report)
-    _check_places(source, database)
+    exists = os.path.exists(database.path)
+    if not os.path.isfile(source.path):
+        raise _MissingError(f"there is no backup {source.name}. Nothing was changed. Name another "
+                            "one.")
+    if os.path.isdir(database.path):
+        database.must_exist()  # which refuses a directory
+    if exists and os.path.samefile(source.path, database.path):
+        raise MigrationError(f"{source.name} is the database itself. Nothing was changed. Name a "
+                             "backup of it.")
     version = _read_sound_version(source)
     with database.explained(changes=True):
-        if os.path.exists(database.path) and not _is_unreadable(database):
+        if exists and not _is_unreadable(database):
             _restore_over(database, source, version)
         else:
             _restore_anew(database, source)
@@ -3225,7 +3139,7 @@ def _restore(database: _Database, backup: str) -> int:
 def _restore_over(database: _Database, source: _Database, version: int) -> None:
     """Restore by the steps of a script on a working copy: see _WorkingCopy."""
     kept: list[str] = []
-    copy = _WorkingCopy(database, "restore", lambda: None)
+    copy = _WorkingCopy(database, "restore", database.report.check_stop)
 
     def work(reader: sqlite3.Connection) -> int:
         copy.remove_leftovers()
@@ -3332,18 +3246,6 @@ def _identify_content(path: str) -> tuple[int, int, int]:
         return 0, 0, 0
 
 
-def _check_places(source: _Database, database: _Database) -> None:
-    """Check that a backup is a file, and another one than the database."""
-    if not os.path.isfile(source.path):
-        raise _MissingError(f"there is no backup {source.name}. Nothing was changed. Name "
-                            "another one.")
-    if os.path.isdir(database.path):
-        database.must_exist()  # which refuses a directory
-    if os.path.exists(database.path) and os.path.samefile(source.path, database.path):
-        raise MigrationError(f"{source.name} is the database itself. Nothing was changed. Name a "
-                             "backup of it.")
-
-
 def _is_unreadable(database: _Database) -> bool:
     """Return whether SQLite cannot read the database: it is damaged, or encrypted with a key that
     we were not given."""
@@ -3369,21 +3271,19 @@ def _match_page_size(database: _Database, source: _Database) -> None:
 
 
 def _read_sound_version(source: _Database) -> int:
-    """Return the version of a backup. Raise MigrationError if it is no database that can be
-    restored."""
-    version = 0
+    """Return the version of a backup. Raise MigrationError if it cannot be restored."""
     try:
         version, damage = source.read(lambda connection, version: _find_damage(connection))
-        trouble = damage and f"it is damaged ({damage})"
+        if not damage:
+            return version
+        trouble = f"it is damaged ({damage})"
     except MigrationError as error:
         text = str(error)
         if text.startswith(source.name):  # which may hold a full stop
             text = "it" + text[len(source.name):]
         trouble = text.split(". ")[0]  # the rest is advice for a database, not for a backup
-    if trouble:
-        raise MigrationError(f"{source.name} is no backup to restore: {trouble}. Nothing was "
-                             "changed. Name another one.")
-    return version
+    raise MigrationError(f"{source.name} is no backup to restore: {trouble}. Nothing was changed. "
+                         "Name another one.")
 
 
 def _find_damage(connection: sqlite3.Connection) -> str:
@@ -3416,36 +3316,23 @@ def _create_private(path: str, like: str) -> None:
     descriptor = os.open(path, flags, mode & 0o600)
     try:
         if os.name == "posix":
+            for owner in (-1, status.st_uid):  # only root can change the owner too
+                try:
+                    os.fchown(descriptor, owner, status.st_gid)
+                except OSError:
+                    pass
             # In an access list, the bits of the group are a mask, not the rights of the group.
-            if (not _share_group(descriptor, status)
+            if (os.fstat(descriptor).st_gid != status.st_gid
                     or _has_access_list(like) or _has_access_list(path)):
                 mode &= 0o707
-            if os.fstat(descriptor).st_mode & 0o777 != mode:
-                try:
-                    os.fchmod(descriptor, mode)
-                except OSError:
-                    pass  # a file system without modes; what it has is what the database has
-    except BaseException:
-        _remove(path)
-        raise
+            os.fchmod(descriptor, mode)
+    except OSError:
+        pass  # a file system without modes; what it has is what the database has
     finally:
         os.close(descriptor)
 
 
-def _share_group(descriptor: int, status: os.stat_result) -> bool:
-    """Give an open file the owner and the group of another file; return whether it has the
-    group now."""
-    for owner in (status.st_uid, -1):  # only root can change the owner too
-        try:
-            os.fchown(descriptor, owner, status.st_gid)
-            break
-        except OSError:
-            pass
-    return os.fstat(descriptor).st_gid == status.st_gid
-
-
 def _has_access_list(path: str) -> bool:
-    """Return whether a file has a POSIX access control list."""
     try:
         return bool(os.getxattr(path, "system.posix_acl_access"))
     except (OSError, AttributeError):
@@ -3551,8 +3438,7 @@ class _Scratch(_ScratchFile):
 
 
 def _replay(scratch: _Database, migrations_dir: StrPath, to: int | None) -> None:
-    """Run the scripts up to a version on a scratch database, which is created if it is not there.
-    It cannot tell which of several scripts of one number ran on a real one."""
+    """Run the scripts up to a version on a scratch database, which is created if need be."""
     listing = _scan_unique(migrations_dir)
     if listing.ignored:
         scratch.report.warn(_describe_ignored(listing))
@@ -3561,17 +3447,16 @@ def _replay(scratch: _Database, migrations_dir: StrPath, to: int | None) -> None
 
 
 def _announce(report: _Report, listing: _Listing, version: int = 0, to: int | None = None) -> None:
-    """Warn of the scripts that can write elsewhere than to their database: .py, .sh and ATTACH.
-    Call this before the scripts above `version`, up to `to`, run on a scratch database or copy."""
+    """Warn that scripts above `version`, up to `to`, are about to run on a scratch database or
+    copy, if they can write elsewhere: .py, .sh and ATTACH."""
     import re
     attach = re.compile(rb"""\battach\s+(database\s+)?['"]""", re.I)
     found, last = [], _last_version(to)
     for number, name in sorted(listing.names.items()):
         script = _Script(listing.folder, number, name)
-        if not version < number <= last:
-            continue
         try:
-            if not script.is_sql or any(map(attach.search, _Reading(script).lines())):
+            if version < number <= last and (
+                    not script.is_sql or any(map(attach.search, _Reading(script).lines()))):
                 found.append(name)
         except _ScriptFailed:
             pass  # it cannot be read, as the run will report
@@ -3583,7 +3468,7 @@ def _announce(report: _Report, listing: _Listing, version: int = 0, to: int | No
 # ------------------------------------------------------------------ processes
 
 
-TURN_SECONDS = 0.5  # for so long at a time a script is waited for
+TURN_SECONDS = 0.5  # for so long at a time a script is waited for; then Ctrl-C gets through
 
 
 def _run_process(run: _Run, script: _Script, path: str) -> str:
@@ -3595,78 +3480,43 @@ def _run_process(run: _Run, script: _Script, path: str) -> str:
     import subprocess
     import tempfile
     command, posix = [*_interpreter(script), path], os.name == "posix"
-    started: list[subprocess.Popen[bytes]] = []
     try:
         folder = tempfile.gettempdir()
     except OSError:  # no temporary directory can be written
         folder = os.path.dirname(path)
-    with tempfile.TemporaryFile(dir=folder) as output:
+    # The script and its child processes inherit `held`, and write nothing to it. `alive` is at
+    # end of file when the last of them has exited: that is what poll() waits for.
+    alive_end, held_end = os.pipe()
+    with open(alive_end, "rb", 0) as alive, open(held_end, "wb", 0) as held, \
+            tempfile.TemporaryFile(dir=folder) as output:
         shown = None if run.database.report.shows_output else output
-        # The script and its child processes inherit `held`, and write nothing to it. `alive` is at
-        # end of file when the last of them has exited: that is what poll() waits for.
-        alive_end, held_end = os.pipe()
-        with open(alive_end, "rb", 0) as alive:
-            try:
-                with open(held_end, "wb", 0) as held:
-                    failed = _start(
-                        started, command, stdin=subprocess.DEVNULL, stdout=shown, stderr=shown,
-                        env=_environment(run, script), start_new_session=posix,
-                        pass_fds=(held.fileno(),) if posix else ())
-                failed = failed or _wait_for(run, script, started[0], alive)
-            except BaseException:
-                for process in started:
-                    _terminate(process, alive)
-                raise
-        tail = _tail(output)
-    if failed and "database is locked" in tail:
-        tail += "\n" + _WORKS_ON_COPY.format(run.database.name)
-    if failed:
-        raise _ScriptFailed(script, f"{failed}\n{tail}")
-    return tail
-
-
-def _start(started: list[subprocess.Popen[bytes]], command: list[str], **options: Any) -> str:
-    """Start a process and append it to `started`. Return why that failed, "" if it did not.
-
-    A KeyboardInterrupt between the start and the append would leave a process that nobody
-    could end. So a thread starts it, because Python raises KeyboardInterrupt in the main
-    thread only. (Blocking the signals is no way: the new process would inherit that.)
-    """
-    import subprocess
-    import threading
-    errors: list[Exception] = []
-    begun, cancelled, finished = threading.Event(), threading.Event(), threading.Event()
-
-    def start() -> None:
-        begun.set()
         try:
-            if not cancelled.is_set():
-                started.append(subprocess.Popen(command, **options))
-        except Exception as error:
-            errors.append(error)
-        finally:
-            finished.set()
-
-    try:
-        threading.Thread(target=start, daemon=True).start()
-        finished.wait()
-    except RuntimeError as error:  # a limit on the number of processes
-        errors.append(error)
-    finally:
-        # An interrupt may have come before the thread has begun. Then it will start nothing. If
-        # it has begun, it is waited for.
-        cancelled.set()
-        while begun.is_set() and not finished.is_set():
-            try:
-                finished.wait()
-            except KeyboardInterrupt:
-                pass  # one is on its way already
-    if not errors:
-        return ""
-    reason = getattr(errors[0], "strerror", errors[0])
-    name = command[0].replace("\0", "\\0")
-    return (f"{name} cannot be run: {reason}. Install it, or name another one in the script's "
-            "first line")
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=shown, stderr=shown,
+                env=_environment(run, script), start_new_session=posix,
+                pass_fds=(held.fileno(),) if posix else ())
+        except (OSError, ValueError) as error:
+            name, reason = command[0].replace("\0", "\\0"), getattr(error, "strerror", error)
+            raise _ScriptFailed(script, f"{name} cannot be run: {reason}", remedy="Install it, or "
+                                "name another one in the script's first line") from None
+        held.close()
+        # An exception before this line would leave a process that nobody ends. In a program that
+        # calls the library, that can be a KeyboardInterrupt. The process has only the copy to
+        # write to.
+        try:
+            failed = _wait_for(run, script, process, alive)
+        except BaseException:
+            _terminate(process, alive)
+            raise
+        if failed:
+            _terminate(process, alive)
+        output.seek(max(0, output.seek(0, os.SEEK_END) - 4000))
+        tail = "\n".join(output.read().decode(errors="replace").splitlines()[-20:])
+    if not failed:
+        return tail
+    if "database is locked" in tail:
+        tail += "\n" + _WORKS_ON_COPY.format(run.database.name)
+    raise _ScriptFailed(script, f"{failed}\n{tail}")
 
 
 def _wait_for(run: _Run, script: _Script, process: subprocess.Popen[bytes],
@@ -3676,22 +3526,21 @@ def _wait_for(run: _Run, script: _Script, process: subprocess.Popen[bytes],
     while not _wait_until_exited(process, alive) and process.poll() is None:
         run.tick()
     status = process.wait()
-    failed = f"it failed with exit status {status}" if status else ""
     if status < 0:
         import signal
         names = {number.value: number.name for number in signal.Signals}
-        failed = f"it was killed by {names.get(-status, f'signal {-status}')}"
+        return f"it was killed by {names.get(-status, f'signal {-status}')}"
+    if status:
+        return f"it failed with exit status {status}"
     timeout = run.database.timeout
     deadline = time.monotonic() + timeout
-    while not failed and not _wait_until_exited(process, alive):
+    while not _wait_until_exited(process, alive):
         run.tick()
         run.database.report.warn(f"{script.name} has ended, but not all processes that it "
                                  f"started: waiting up to {timeout:g} s for them")
         if time.monotonic() > deadline:
-            failed = f"it ended, but processes that it started did not, for {timeout:g} s"
-    if failed:
-        _terminate(process, alive)
-    return failed
+            return f"it ended, but processes that it started did not, for {timeout:g} s"
+    return ""
 
 
 def _wait_until_exited(process: subprocess.Popen[bytes], alive: IO[bytes]) -> bool:
@@ -3717,29 +3566,6 @@ def _wait_until_exited(process: subprocess.Popen[bytes], alive: IO[bytes]) -> bo
     return True
 
 
-def _is_group_alive(group: int) -> bool:
-    """Return whether a process of a group is running. /proc is read too, because killpg() also
-    succeeds for a zombie: a process that has exited, but whose parent has not waited for it.
-    In a container a zombie may stay for ever."""
-    if os.name != "posix":
-        return False
-    try:
-        os.killpg(group, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)  # it runs as another user
-    import glob
-    states = []
-    for path in glob.glob("/proc/[0-9]*/stat"):
-        try:
-            with open(path, "rb") as file:
-                state, _, process_group = file.read().rpartition(b")")[2].split()[:3]
-        except (OSError, ValueError):
-            continue  # it has just exited
-        if int(process_group) == group:
-            states.append(state)
-    return not states or not {b"Z", b"X"}.issuperset(states)  # without /proc, there are none
-
-
 def _terminate(process: subprocess.Popen[bytes], alive: IO[bytes]) -> None:
     """Send SIGTERM to a script and its child processes, then SIGKILL to those that are left. (A
     process with a new session cannot be reached, but it was given only the copy to write to.)"""
@@ -3757,10 +3583,33 @@ def _terminate(process: subprocess.Popen[bytes], alive: IO[bytes]) -> None:
     process.wait()
 
 
+def _is_group_alive(group: int) -> bool:
+    """Return whether a process of a group is running. /proc is read too, because killpg() also
+    succeeds for a zombie: a process that has exited, but whose parent has not waited for it.
+    In a container a zombie may stay for ever."""
+    if os.name != "posix":
+        return False
+    try:
+        os.killpg(group, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # it runs as another user
+    import glob
+    states = set()
+    for path in glob.glob("/proc/[0-9]*/stat"):
+        try:
+            with open(path, "rb") as file:
+                state, _, process_group = file.read().rpartition(b")")[2].split()[:3]
+        except (OSError, ValueError):
+            continue  # it has just exited
+        if int(process_group) == group:
+            states.add(state)
+    return not states or not states <= {b"Z", b"X"}  # without /proc, there are none
+
+
 def _environment(run: _Run, script: _Script) -> dict[str, str]:
     """Return the environment of a script. PYTHONPATH lets a .py script import what the
-    application can import. The standard library and site-packages are left out of it: Python
-    finds its own anyway, and another Python that the script starts must not find them."""
+    application can. The standard library and site-packages are not in it, because another Python
+    that the script starts must not find them."""
     environment = {**os.environ, "FASTMIGRATE_VERSION": str(script.version),
                    "FASTMIGRATE_DB": run.database.path_as_given}
     if script.name.endswith(".py"):
@@ -3775,8 +3624,7 @@ def _environment(run: _Run, script: _Script) -> dict[str, str]:
 
 
 def _interpreter(script: _Script) -> list[str]:
-    """Return the command that runs a .py or .sh script. The caller appends the script's only
-    argument, the path of the working copy."""
+    """Return the command that runs a .py or .sh script, but for the script's argument."""
     # Without "./" the interpreter would take a path that begins with "-" for an option.
     path = os.path.join(".", script.path) if script.path.startswith("-") else script.path
     if script.name.endswith(".py"):
@@ -3799,13 +3647,6 @@ def _interpreter(script: _Script) -> list[str]:
         name = (command[-1] if command[0].endswith("/env") else command[0]).rpartition("/")[2]
         command = [shutil.which(name) or name]
     return [*command, path]
-
-
-def _tail(output: IO[bytes]) -> str:
-    """Return the last lines of a script's output."""
-    size = output.seek(0, os.SEEK_END)
-    output.seek(max(0, size - 4000))
-    return "\n".join(output.read().decode(errors="replace").splitlines()[-20:])
 
 
 # ------------------------------------------------------------------ schemas
@@ -3878,10 +3719,7 @@ def _string(text: str) -> str:
 
 def _tokens(sql: str) -> Tokens:
     """Return (kind, text, start) of each token; a kind is word, quoted, string, comment, other.
-
-    White space is left out. What SQLite takes for white space and for letters is not what
-    Python's \\s and \\w match.
-    """
+    (What SQLite takes for white space and for letters is not what \\s and \\w match.)"""
     import re
     pattern = re.compile(r"""
           [ \t\n\f\r]+
@@ -3892,6 +3730,11 @@ def _tokens(sql: str) -> Tokens:
         | (?P<other> . )""", re.S | re.X)
     return [(found.lastgroup, found.group(), found.start())
             for found in pattern.finditer(sql) if found.lastgroup]
+
+
+def _texts(sql: str) -> list[str]:
+    """Return the texts of the tokens but comments."""
+    return [text for kind, text, _ in _tokens(sql) if kind != "comment"]
 
 
 def _split_table(sql: str) -> tuple[Tokens, list[Tokens], list[Tokens], Tokens]:
@@ -3922,8 +3765,8 @@ def _key_of(tokens: Tokens, names: Container[str], is_expression: bool = False) 
     """Return normalized tokens: two ways to write the same thing give the same list.
 
     In an expression, SQLite takes a token in double quotes for a string if it is none of
-    `names`, so its letter case counts. An expression stands in parentheses after CHECK,
-    GENERATED AS or DEFAULT. If `is_expression`, all of the tokens are one.
+    `names`, so its letter case counts. All tokens are one if `is_expression`; else those in
+    parentheses after CHECK, GENERATED AS or DEFAULT.
     """
     key: list[str] = []
     depth = int(is_expression)
@@ -3936,23 +3779,20 @@ def _key_of(tokens: Tokens, names: Container[str], is_expression: bool = False) 
             depth -= 1
         bare = _bare(text) if kind == "quoted" else text
         is_string = kind == "string" or depth and text[0] == '"' and _fold(bare) not in names
-        if key[-1:] == ["default"]:
+        if key[-1:] == ["default"]:  # a name is a string there, too
             is_string = _is_default_string(text)
         key.append(_string(_bare(text)) if is_string else _fold(bare))
     return key
 
 
 def _is_default_string(text: str) -> bool:
-    """Return whether a token is a string if it is all of a default. A name is one, too."""
     return text[0] in "\"'`[" or text.isidentifier() and _fold(text) not in CONSTANTS
 
 
 def _schema_key(sql: str, names: Iterable[str] = ()) -> tuple[str, ...]:
     """Return a key that is the same for two CREATE statements if they differ only in white
-    space, comments, letter case or the quoting of names.
-
-    `names` holds the names that the schema has, in small letters.
-    """
+    space, comments, letter case or the quoting of names. `names` are those of the schema, in
+    small letters."""
     if not _is_table(sql):
         tokens = _tokens(sql)
         words = {_fold(text) for kind, text, _ in tokens if kind == "word"}
@@ -3973,7 +3813,7 @@ def _schema_key(sql: str, names: Iterable[str] = ()) -> tuple[str, ...]:
 def _content_table(sql: str) -> str | None:
     """Return the table that a full-text index names as its content, "" if it has none, None
     if it holds its own."""
-    texts = [text for kind, text, _ in _tokens(sql) if kind != "comment"]
+    texts = _texts(sql)
     for name, sign, value in zip(texts, texts[1:], texts[2:]):
         if _fold(name) == "content" and sign == "=":
             return _bare(value)
@@ -3982,10 +3822,8 @@ def _content_table(sql: str) -> str | None:
 
 def _module(sql: str) -> str:
     """Return the module of a virtual table, "" for all else."""
-    if _fold(sql[:15]) != "create virtual ":  # as SQLite writes it
-        return ""
-    texts = [text for kind, text, _ in _tokens(sql) if kind != "comment"]
-    return _fold(_bare(texts[5]))
+    is_virtual = _fold(sql[:15]) == "create virtual "  # as SQLite writes it
+    return _fold(_bare(_texts(sql)[5])) if is_virtual else ""
 
 
 def _read_objects(connection: sqlite3.Connection) -> list[tuple[str, str, str, str]]:
@@ -4047,10 +3885,7 @@ def _without_quotes(sql: str, table: str) -> str:
 
 def _terminated(sql: str) -> str:
     """Return a statement with its semicolon, which must not become a part of a comment."""
-    kind, text, _ = _tokens(sql)[-1]
-    if kind != "comment" or len(text) > 3 and text.endswith("*/"):
-        return f"{sql};"
-    return f"{sql}\n;" if text.startswith("--") else f"{sql} */;"
+    return f"{sql}\n;" if _tokens(sql)[-1][1].startswith("--") else f"{sql};"
 
 
 def _schema_text(schema: Schema) -> str:
@@ -4084,8 +3919,7 @@ def _diff_schemas(before: Schema, after: Schema, name_before: str, name_after: s
 def _diff_from_scripts(scratch: _Scratch, migrations_dir: StrPath, version: int,
                        other: Schema, name: str) -> str:
     """Return how the schema `other` differs from the one that the scripts up to `version`
-    build, "" if it does not. `scratch` must not be at a higher version. It is migrated to
-    `version`."""
+    build, "" if it does not. `scratch`, which must not be above it, is migrated to `version`."""
     _replay(scratch, migrations_dir, version)
     own = scratch.read(_read_schema)[1]
     return _diff_schemas(own, other, f"the scripts up to {version}", name)
@@ -4113,7 +3947,7 @@ def _broken_objects(objects: list[Any], connection: sqlite3.Connection | None = 
     """Return {name: fault} of what does not work in a schema: views and triggers that do not
     compile, and tables with a foreign key that cannot work. `connection` is to a database with
     this schema, if there is one: to look up foreign keys, it needs no copy of the schema."""
-    has_code = any(kind in ("view", "trigger") for kind, *_ in objects)
+    faults, has_code = {}, any(kind in ("view", "trigger") for kind, *_ in objects)
     if connection and not has_code:
         faults = {f"table {name}": _find_fault_of_keys(connection, name, ())
                   for kind, name, *_ in objects if kind == "table"}
@@ -4122,80 +3956,65 @@ def _broken_objects(objects: list[Any], connection: sqlite3.Connection | None = 
         # function that only the application has is no fault.
         with _closing(sqlite3.connect(":memory:", isolation_level=None)) as scratch:
             copy = _EmptyCopy(scratch, objects)
-            faults = {f"{kind} {name}": copy.try_out(kind, name, table, sql)
+            faults = {f"{kind} {name}": copy.find_fault(kind, name, table, sql)
                       for kind, name, table, sql in objects}
-    else:
-        faults = {}
     return {name: f"{name} {fault}" for name, fault in faults.items() if fault}
 
 
 class _EmptyCopy:
-    """A copy of a schema in memory, in which each object is tried by itself."""
+    """A copy of a schema in memory, in which each object is tried by itself. A trigger of a table
+    is there only while it is tried, because SQLite does not say which trigger is at fault."""
 
     def __init__(self, connection: sqlite3.Connection, objects: list[Any]) -> None:
         self._connection = connection
         self._views = {_fold(name): _fold(sql) for kind, name, _, sql in objects if kind == "view"}
-        self._triggers: dict[str, dict[str, str]] = {}  # {view: {name: SQL}}
         self._lacking: set[str] = set()  # tables that need something only the application has
         # If foreign keys were on, SQLite would report them as faults of triggers.
         connection.execute("PRAGMA foreign_keys = OFF").fetchall()
-        for kind, name, table, sql in objects:
-            if kind == "trigger":
-                if _fold(table) not in self._views:
-                    continue
-                self._triggers.setdefault(_fold(table), {})[name] = sql
-            self._create(table, sql)
+        for kind, _, table, sql in objects:
+            if kind == "trigger" and _fold(table) not in self._views:  # which it makes writable
+                continue
+            try:
+                connection.execute(sql).fetchall()
+            except connection.Error:
+                self._lacking.add(_fold(table))
 
-    def _create(self, table: str, sql: str) -> None:
-        """Create an object. If that fails, a fault in what uses its table may be due to that."""
-        try:
-            self._connection.execute(sql).fetchall()
-        except self._connection.Error:
-            self._lacking.add(_fold(table))
-
-    def try_out(self, kind: str, name: str, table: str, sql: str) -> str:
+    def find_fault(self, kind: str, name: str, table: str, sql: str) -> str:
         """Return what is wrong with an object, or ""."""
+        reason = ""
         if kind == "table":
             return _find_fault_of_keys(self._connection, name, self._lacking)
-        reason = ""
         if kind == "view":
             reason = self._compile(f"SELECT * FROM main.{_quoted(name)}")
         elif kind == "trigger":
-            reason = self._try_trigger(name, table, sql)
+            reason = self._compile_trigger(table, sql)
         return f"does not compile: {reason}" if reason else ""
 
-    def _try_trigger(self, name: str, table: str, sql: str) -> str:
-        """SQLite does not say which trigger is at fault, so a trigger is tried while the others
-        are not there. Only those of other views stay, because a view without them cannot be
-        written to."""
-        others = self._triggers.get(_fold(table), {})
-        for other in others:
-            self._connection.execute(f"DROP TRIGGER IF EXISTS {_quoted(other)}")
-        self._create(table, sql)
-        reason = self._compile_writes(table)
-        self._connection.execute(f"DROP TRIGGER IF EXISTS {_quoted(name)}")
-        for other_sql in others.values():
-            self._create(table, other_sql)
-        return reason
-
-    def _compile_writes(self, table: str) -> str:
-        """Return why a statement that sets off the triggers of a table does not compile, or ""."""
-        quoted = _quoted(table)
+    def _compile_trigger(self, table: str, sql: str) -> str:
+        """Return why a statement that sets off a trigger, and no other of its table, does not
+        compile, or ""."""
+        execute, quoted = self._connection.execute, _quoted(table)
+        execute("BEGIN")
         try:
-            columns = [_quoted(row[1]) for row in self._connection.execute(
+            for other, in execute("SELECT name FROM sqlite_master WHERE type = 'trigger' "
+                                  "AND tbl_name = ? COLLATE NOCASE", (table,)).fetchall():
+                execute(f"DROP TRIGGER {_quoted(other)}")
+            execute(sql)
+            columns = [_quoted(row[1]) for row in execute(
                 f"PRAGMA main.table_xinfo({quoted})").fetchall() if not row[6]]  # not generated
-        except self._connection.OperationalError:
-            return ""  # a view that does not compile itself
-        if not columns:
-            return ""  # there is no such table here: see self._lacking
-        for statement in (
-                f"INSERT INTO main.{quoted} DEFAULT VALUES", f"DELETE FROM main.{quoted}",
-                f"UPDATE main.{quoted} SET " + ", ".join(f"{c} = {c}" for c in columns)):
-            reason = self._compile(statement)
-            # No trigger of a view replaces this kind of write, so no trigger is broken.
-            if reason and _fold(reason) != f"cannot modify {_fold(table)} because it is a view":
-                return reason
-        return ""
+            writes = {
+                "insert": f"INSERT INTO main.{quoted} DEFAULT VALUES",
+                "delete": f"DELETE FROM main.{quoted}",
+                "update": f"UPDATE main.{quoted} SET " + ", ".join(f"{c} = {c}" for c in columns)}
+            # Behind the name, the event comes before all else that is called like one.
+            event = next(filter(writes.__contains__, map(_fold, _texts(sql)[3:])))
+            reason = self._compile(writes[event])
+            # A trigger that writes to its own view may need one that we have dropped.
+            return "" if _fold(reason).startswith(f"cannot modify {_fold(table)} ") else reason
+        except self._connection.Error:
+            return ""  # its table is lacking, or its view does not compile itself
+        finally:
+            execute("ROLLBACK")
 
     def _compile(self, statement: str) -> str:
         """Return why a statement does not compile, "" if it does or if the reason is that this
@@ -4207,13 +4026,10 @@ class _EmptyCopy:
             return ""
         except self._connection.Error as error:
             reason = str(error)
-        if any(sign in reason for sign in OF_THE_APPLICATION):
-            return ""
         table = _fold(reason.partition("no such table: ")[2]).removeprefix("main.")
-        is_function = table and any(  # of the application: SELECT * FROM series(1, 9)
-            f" {table}(" in sql for sql in self._views.values())
-        is_elsewhere = is_function or table in self._lacking or table.startswith("sqlite_")
-        return "" if is_elsewhere else reason
+        is_elsewhere = table in self._lacking or table.startswith("sqlite_") or table and any(
+            f" {table}(" in sql for sql in self._views.values())  # SELECT * FROM series(1, 9)
+        return "" if is_elsewhere or any(map(reason.__contains__, OF_THE_APPLICATION)) else reason
 
 
 def _find_fault_of_keys(connection: sqlite3.Connection, child: str, lacking: Container[str],
@@ -4230,16 +4046,13 @@ def _find_fault_of_keys(connection: sqlite3.Connection, child: str, lacking: Con
 
 
 def _blame(name: str, fault: str, ran: list[tuple[str, _Changes | None]]) -> str:
-    """Return the last script of the run that dropped what SQLite's reason names; else the last one
-    that created or altered the broken object, or what the reason names; else the only script;
-    else "this run"."""
+    """Return the last script of the run that dropped, altered or created the broken object, or
+    what SQLite's reason names; else the only script; else "this run"."""
     import re
-    reason = set(re.findall(r"[\w$]+", _fold(fault.partition(": ")[2])))
-    for kind, words in (
-            ("dropped", reason), ("made", {_fold(name.partition(" ")[2])}), ("made", reason)):
-        for script, changes in reversed(ran):
-            if changes and words & getattr(changes, kind):
-                return script
+    words = {_fold(name.partition(" ")[2]), *re.findall(r"[\w$]+", _fold(fault.partition(": ")[2]))}
+    for script, changes in reversed(ran):
+        if changes and words & (changes.dropped | changes.made):
+            return script
     return ran[0][0] if len(ran) == 1 else "this run"
 
 
@@ -5020,7 +4833,9 @@ def _write_squashed(source: str, target: str, to: int, connect: Connect, report:
     with _Scratch(connect, report.of_scratch()) as database:
         _replay(database, source, to)
         with database.explained(), open(path, "w", encoding="utf-8", newline="") as file:
-            file.writelines(_squash_text(database, to))
+            for piece in _squash_text(database, to):
+                report.check_stop()
+                file.write(piece)
     return path
 
 
@@ -5438,16 +5253,14 @@ OS_REMEDIES = {  # by the number of the system's error
 
 
 class _ScriptFailed(Exception):
-    """A script failed. What it did is rolled back, or was done on a copy."""
+    """A script failed. What it did is rolled back, or was done on a copy. The lines of `what`
+    after the first are what it printed."""
 
     def __init__(self, script: _Script, what: str, line: int | None = None,
                  statement: str | None = None, *, remedy: str = "Fix the script") -> None:
         super().__init__(what)
-        self.script = script
-        self.what = what  # further lines are what the script printed
-        self.line = line
-        self.statement = statement
-        self.remedy = remedy
+        self.script, self.what, self.remedy = script, what, remedy
+        self.line, self.statement = line, statement
 
 
 def _explain_failure(failure: _ScriptFailed, database: _Database) -> MigrationError:
@@ -5496,13 +5309,13 @@ def _to_failure(database: _Database, script: _Script, error: BaseException,
 
 
 def _is_interrupt(error: BaseException, statement: str = "") -> bool:
-    """Return whether an error stands for a KeyboardInterrupt that was raised in a callback of
-    SQLite. The sqlite3 module drops that exception. SQLite reports that the authorizer denied
-    the statement, or that the progress handler interrupted it.
+    """Return whether an error stands for a KeyboardInterrupt that was raised in a callback. The
+    sqlite3 module drops it, and SQLite reports that the authorizer denied the statement, or that
+    the progress handler interrupted it. (To catch the interrupt in the callbacks works on Python
+    3.9, but never on 3.12 and 3.13.)
 
     Two other errors look like this: load_extension() is denied if extensions are off, and
-    RAISE() in a trigger gives an IntegrityError with any text. (To catch the interrupt in the
-    callbacks themselves works on Python 3.9, but never on 3.12 and 3.13.)
+    RAISE() in a trigger gives an IntegrityError with any text.
     """
     message = str(error)
     if isinstance(error, MigrationError) or type(error).__name__ == "IntegrityError" or (
@@ -5537,7 +5350,7 @@ class _Explained:
 def _explain(error: BaseException, state: str = "Nothing was changed.",
              name: str = "") -> MigrationError:
     """Return an error of SQLite's, or of the system's, as one of ours. `state` tells what has
-    become of the database, which is called `name`."""
+    become of the database `name`."""
     if isinstance(error, MigrationError):
         return error
     what, remedy = _diagnose(error, name)
@@ -5549,8 +5362,8 @@ def _explain(error: BaseException, state: str = "Nothing was changed.",
 
 
 def _diagnose(error: BaseException, name: str = "") -> tuple[str, str]:
-    """Return what an error of SQLite's or of the system's means, or one of ours that it caused;
-    and what to do, "" if that is not known. `name` is that of the database."""
+    """Return what an error, or the one that caused it, means for the database `name`; and what
+    to do, "" if that is not known."""
     if isinstance(error, MigrationError):
         error = error.__cause__ or error
     text = str(error) or "out of memory"  # MemoryError has no text
@@ -5612,30 +5425,21 @@ class _Report:
         else:
             _say(f"warning: {text}")
 
-    def error(self, text: str) -> None:
-        self.end_progress()
-        _say(f"error: {text}")
-
     def check_stop(self) -> None:
-        """Raise KeyboardInterrupt if a signal has come. That of the signal handler may never
-        arrive here, because Python raises it in the main thread only, and SQLite swallows it in
-        a callback."""
+        """Raise KeyboardInterrupt if a signal has come."""
         if self.stop:
             raise KeyboardInterrupt
 
     def progress(self, describe: Callable[[], str]) -> None:
         """Show on a terminal what is being done, if it lasts for more than a second."""
-        if not self._terminal:
-            return
         now = time.monotonic()
         self._due = self._due or now + 1
-        if now > self._due:
+        if self._terminal and now > self._due:
             self._due = now + 0.1
             _say("\r\x1b[K" + describe()[:79], end="")
 
     def end_progress(self) -> None:
-        """What progress was shown for is over."""
-        if self._due:
+        if self._terminal and self._due:
             _say("\r\x1b[K", end="")
         self._due = 0.0
 
@@ -5790,8 +5594,7 @@ def _parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _read_config(named: str | None) -> dict[str, str]:
-    """Return the paths of a config, or of .fastmigrate if that exists, else the defaults. Paths
-    in a config are relative to it."""
+    """Return the paths of a config, or of .fastmigrate if that exists, else the defaults."""
     paths = {"db": os.path.join("data", "database.db"), "migrations": "migrations", "schema": ""}
     path = ".fastmigrate" if named is None else named
     if named is None and not os.path.exists(path):
@@ -5802,9 +5605,9 @@ def _read_config(named: str | None) -> dict[str, str]:
         with open(path, encoding="utf-8-sig") as file:
             parser.read_file(file)
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        raise MigrationError(f"the config {path} cannot be read: {reason}. Nothing was changed. "
-                             "Fix it, or name another one with --config.") from error
+        raise MigrationError(f"the config {path} cannot be read: {' '.join(str(error).split())}. "
+                             "Nothing was changed. Fix it, or name another one with --config."
+                             ) from error
     for section in parser.sections():
         for key, value in parser[section].items():
             if section != "paths" or key not in paths:
@@ -5823,11 +5626,10 @@ def _find_databases(patterns: list[str]) -> list[str]:
                         re.S)
     found: list[str] = []
     for pattern in patterns:
-        matches = [pattern]
-        if not os.path.lexists(pattern):
-            matches = sorted(path for path in glob.glob(pattern) if not beside.fullmatch(path))
-            if "*" in pattern and not matches:
-                raise MigrationError(f"no file matches {pattern}. Name databases with --db.")
+        matches = [pattern] if os.path.lexists(pattern) else sorted(
+            path for path in glob.glob(pattern) if not beside.fullmatch(path))
+        if "*" in pattern and not matches:
+            raise MigrationError(f"no file matches {pattern}. Name databases with --db.")
         found += matches or [pattern]
     return list(dict.fromkeys(found))
 
@@ -5836,8 +5638,7 @@ def _find_databases(patterns: list[str]) -> list[str]:
 
 
 class _Command:
-    """What the command line does with one database: a method for each action. An action that
-    fails raises an error, after it has shown what there is to show."""
+    """What the command line does with one database: a method for each action."""
 
     def __init__(self, arguments: argparse.Namespace, database: _Database,
                  listing: _Listing | None = None) -> None:
@@ -5988,11 +5789,11 @@ def _work_on_scripts(arguments: argparse.Namespace, connect: Connect, report: _R
     """Do what needs no database."""
     folder, schema = arguments.migrations, arguments.schema
     if arguments.action == "--new":
-        is_typed = schema is not None  # else the script may be empty, for a change of data alone
+        # Without --schema, the script may be empty, for a change of data alone.
         path = _write_next_script(
-            folder, arguments.value, schema if is_typed else arguments.config["schema"] or None,
-            connect, report, may_be_empty=not is_typed, rename=dict(arguments.rename),
-            drop=arguments.drop, fill=dict(arguments.fill))
+            folder, arguments.value, schema or arguments.config["schema"] or None, connect,
+            report, may_be_empty=not schema, rename=dict(arguments.rename), drop=arguments.drop,
+            fill=dict(arguments.fill))
         _say(path, result=True)
     elif arguments.action == "--squash":
         _squash(folder, arguments.value, connect, report)
@@ -6010,9 +5811,9 @@ def _work_on_scripts(arguments: argparse.Namespace, connect: Connect, report: _R
 # -------------------------------------------------------------- several databases
 
 
-def _work_on_several(arguments: argparse.Namespace, connect: Connect, signals: _Signals) -> int:
-    """Do with each of several databases what the command line asks for; sum up; return the
-    exit code. The migrations directory is read once, and its problems are reported once."""
+def _work_on_several(arguments: argparse.Namespace, connect: Connect, signals: list[int]) -> int:
+    """Do what the command line asks for with each of several databases; return the exit code.
+    The migrations directory is read once, and its problems are reported once."""
     databases, action, listing = arguments.db, arguments.action, None
     if action not in ("--createdb", "--enroll", "--set-version") and not arguments.json:
         listing = _scan(arguments.migrations)
@@ -6024,9 +5825,9 @@ def _work_on_several(arguments: argparse.Namespace, connect: Connect, signals: _
             _say(f"warning: {problem}")
 
     def work(path: str) -> bool:
-        """Work on one of the databases. If it fails, report why, and return False."""
+        """Work on one of them. If that fails, report why, and return False."""
         shows = arguments.verbose and not arguments.quiet
-        report = _Report(shows, shows, logged=False, target=f" to {path}", stop=signals.came)
+        report = _Report(shows, shows, logged=False, target=f" to {path}", stop=signals)
         try:
             report.check_stop()
             database = _Database(path, arguments.timeout, connect, report)
@@ -6034,16 +5835,16 @@ def _work_on_several(arguments: argparse.Namespace, connect: Connect, signals: _
             return True
         except (sqlite3.Error, OSError, ValueError, MemoryError) as error:
             text = str(error) or "out of memory"
-            report.error(text if path in text else f"{path}: {text}")
+            report.end_progress()
+            _say(f"error: {text}" if path in text else f"error: {path}: {text}")
             if arguments.json:
                 _print_json({"db": path, "error": str(error)})
             return False
 
     if arguments.jobs > 1 and action != "--enroll":  # the first may write the script for all
-        successes = _in_threads(arguments.jobs, work, databases, signals)
+        successes = _in_threads(arguments.jobs, work, databases)
     else:
         successes = [work(path) for path in databases]
-    signals.let_through()
     failed = [path for path, success in zip(databases, successes) if not success]
     if not arguments.quiet and not arguments.json:
         _say(f"{_plural(sum(successes), 'database')} done", result=True)
@@ -6052,29 +5853,21 @@ def _work_on_several(arguments: argparse.Namespace, connect: Connect, signals: _
     return int(bool(failed))
 
 
-def _in_threads(number: int, work: Callable[[str], bool], paths: list[str],
-                signals: _Signals) -> list[bool]:
+def _in_threads(number: int, work: Callable[[str], bool], paths: list[str]) -> list[bool]:
     """Return what `work` returns for each path. The threads wait for the disk most of the time.
-    (Processes were slower, and a pool of processes hangs on some Pythons if one is killed.)
-
-    Signals are held back, because in Python 3.9 to 3.12 an exception during join() marks the
-    thread as ended although it still works. The process would then exit too early.
-    """
+    (Processes were slower, and a pool of processes hangs on some Pythons if one is killed.)"""
     import threading
-    todo, successes, errors = paths[::-1], dict[str, bool](), list[BaseException]()
+    todo, successes, errors = iter(paths), dict[str, bool](), list[BaseException]()
 
     def run() -> None:  # (concurrent.futures takes longer than a small database)
-        while todo and not errors:
-            try:
-                path = todo.pop()
-            except IndexError:
-                return  # another thread took the last
+        for path in todo:  # all threads take their paths from this one iterator
             try:
                 successes[path] = work(path)
             except BaseException as error:  # a signal has come, or `connect` failed
                 errors.append(error)
+            if errors:
+                return
 
-    signals.hold_back()
     threads = [threading.Thread(target=run) for _ in range(min(number, len(paths)))]
     for thread in threads:
         thread.start()
@@ -6090,15 +5883,15 @@ def _in_threads(number: int, work: Callable[[str], bool], paths: list[str],
 
 
 class _Signals:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into a KeyboardInterrupt. Later signals, and all
-    after hold_back(), are only noted in `came`. The old handlers are restored on exit."""
+    """Note SIGINT, SIGTERM and SIGHUP in a list, so that _Report.check_stop() ends the work. The
+    handler raises no exception, which SQLite would drop in its callbacks, and which could leave a
+    process that has just been started. The old handlers are restored on exit."""
 
     def __init__(self) -> None:
-        self.came: list[int] = []  # not empty when the work is to stop
-        self._held_back = True  # until it is known where a KeyboardInterrupt is caught
+        self._came: list[int] = []
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> list[int]:
         import signal
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # the last one is on Windows
             number = getattr(signal, name, None)
@@ -6109,39 +5902,17 @@ class _Signals:
                 self._before[number] = signal.signal(number, self._handle)
             except ValueError:
                 break  # not in the main thread: signals are somebody else's
-        return self
+        return self._came
+
+    def _handle(self, number: int, frame: object) -> None:
+        self._came.append(number)
+        if len(self._came) > 2:  # nothing looks at the list: a `connect` may hang, say
+            raise KeyboardInterrupt
 
     def __exit__(self, *details: object) -> None:
         import signal
-        self.hold_back()
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.came.append(number)
-        if len(self.came) == 1 and not self._held_back and not _is_callback_of_pypy(frame):
-            raise KeyboardInterrupt
-
-    def hold_back(self) -> None:
-        """From here on, a signal is noted in `came`, and interrupts nothing."""
-        self._held_back = True
-
-    def let_through(self) -> None:
-        """Raise KeyboardInterrupt if a signal has come, or when the first one comes."""
-        self._held_back = False
-        if self.came:
-            raise KeyboardInterrupt
-
-
-def _is_callback_of_pypy(frame: FrameType | None) -> bool:
-    """Return whether SQLite has called the code that runs, on PyPy, which prints exceptions
-    there and goes on: the next function that looks for signals ends the work."""
-    while IS_PYPY and frame:
-        if frame.f_code.co_filename.endswith("_sqlite3.py") and frame.f_code.co_name in (
-                "authorizer", "progress_handler", "collation_callback", "_function_callback"):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -> int:
@@ -6157,38 +5928,33 @@ def main(argv: list[str] | None = None, *, connect: Connect = sqlite3.connect) -
     arguments: argparse.Namespace | None = None
     with _Signals() as signals:
         try:
-            try:
-                signals.let_through()  # from here on, KeyboardInterrupt is caught below
-                arguments = _parse_arguments(argv)
-                code = _main(arguments, connect, signals)
-            except SystemExit as error:  # of argparse, or of the application's `connect`
-                if isinstance(error.code, str):
-                    _say(f"error: {error.code}")
-                code = error.code if isinstance(error.code, int) else int(bool(error.code))
-            except (sqlite3.Error, OSError, ValueError, MemoryError) as error:
-                signals.hold_back()
-                if isinstance(error, OSError) and error.filename:
-                    error = _explain(error)
-                _say(f"error: {str(error) or 'out of memory'}")
-                code = 1
-            signals.hold_back()
+            arguments = _parse_arguments(argv)
+            return _main(arguments, connect, signals)
+        except SystemExit as error:  # of argparse, or of the application's `connect`
+            if isinstance(error.code, str):
+                _say(f"error: {error.code}")
+            return error.code if isinstance(error.code, int) else int(bool(error.code))
+        except (sqlite3.Error, OSError, ValueError, MemoryError) as error:
+            if isinstance(error, OSError) and error.filename:
+                error = _explain(error)
+            _say(f"error: {str(error) or 'out of memory'}")
+            return 1
         except KeyboardInterrupt:
             standing = "--status tells where each database stands."
             if arguments and len(arguments.db) == 1:
                 standing = _Database(arguments.db[0], 0.3, connect).standing()
             _say(f"interrupted: {standing} Run this again to go on.")
-            code = 128 + (signals.came or [2])[0]
-    return code
+            return 128 + (signals or [2])[0]
 
 
-def _main(arguments: argparse.Namespace, connect: Connect, signals: _Signals) -> int:
+def _main(arguments: argparse.Namespace, connect: Connect, signals: list[int]) -> int:
     """Do what the command line asks for; return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
     if len(arguments.db) > 1:
         return _work_on_several(arguments, connect, signals)
-    report = _Report(not arguments.quiet, arguments.verbose, logged=False, stop=signals.came)
+    report = _Report(not arguments.quiet, arguments.verbose, logged=False, stop=signals)
     if arguments.db:
         database = _Database(arguments.db[0], arguments.timeout, connect, report)
         ACTIONS[arguments.action][0](_Command(arguments, database))

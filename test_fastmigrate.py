@@ -3203,8 +3203,8 @@ class OtherTools(Case):
         real = os.scandir
         self.addCleanup(setattr, os, "scandir", real)
         os.scandir = lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied", path))
-        self.refuses(self.go(), "the migrations directory m cannot be read: Permission denied. "
-                                "Make it readable")
+        self.refuses(self.go(), "m: Permission denied. Nothing was changed. Make the file and its "
+                                "directory readable")
 
 
 class Backups(Case):
@@ -3428,6 +3428,14 @@ class Restoring(Case):
         self.assertEqual(Path(kept[2]).read_bytes(), self.damaged)
         self.assertEqual(self.sql("SELECT * FROM a", kept[3]), [(1,), (7,)])
 
+    def test_a_backup_with_another_page_size_is_restored(self):
+        self.script("0002-b.sql", "PRAGMA journal_mode = DELETE;\nPRAGMA page_size = 8192;\nVACUUM;")
+        self.works(self.go())
+        self.sql("PRAGMA journal_mode = " + self.mode)
+        self.works(self.go("--restore", self.backup))
+        self.assertEqual(self.sql("SELECT * FROM a"), [(1,)])
+        self.assertEqual(self.sql("PRAGMA page_size", self.backup), self.sql("PRAGMA page_size"))
+
     @posix_only
     def test_a_log_that_cannot_be_moved_away_keeps_a_restore_from_success(self):
         os.unlink("x.db")
@@ -3496,7 +3504,7 @@ class Restoring(Case):
         os.mkdir("y.db")
         result = self.run_main("--db", "y.db", "--restore", self.backup)
         self.assertEqual(self.refuses(result).err, "error: y.db is a directory, not a database. "
-                         "Name the database file.\n")
+                         "Nothing was changed. Name the database file with --db.\n")
 
     def kept(self):
         """The file that holds what a restore has replaced."""
@@ -5477,8 +5485,8 @@ class Connecting(Case):
         fastmigrate.create_db("w.db")
         migrate("w.db", "m", connect=lambda path: Wrapper(sqlite3.connect(path)))
         self.assertEqual(self.version("w.db"), 1)
-        self.refuses(self.run_main("--db", "w.db", connect=lambda path: object()),
-                     "returned a builtins connection")
+        self.refuses(self.run_main("--db", "w.db", "--migrations", "m",
+                                   connect=lambda path: object()), "returned a builtins connection")
 
     def test_a_page_size_may_change_in_memory_too(self):
         self.script("0001-a.sql", "CREATE TABLE a (x); INSERT INTO a VALUES (1);")
@@ -6378,8 +6386,8 @@ Wait for it to finish, or raise the timeout (--timeout, or timeout= of migrate()
         holder.close()
         self.sql("DELETE FROM _meta")
         self.says("""
-error: x.db has a damaged table _meta: it must be a table with one row, (1, version), and has no row. Set the \
-version with set_db_version() or --set-version if you know it.
+error: x.db has a damaged table _meta: it must be a table with one row, (1, version), and has no row. Rename \
+it if it is not fastmigrate's. Else delete all other rows, and set the version with set_db_version() or --set-version.
 """)
 
     def test_of_the_migrations_directory(self):
