@@ -3516,7 +3516,9 @@ def _run_process(run: _Run, script: _Script, path: str) -> str:
         return tail
     if "database is locked" in tail:
         tail += "\n" + _WORKS_ON_COPY.format(run.database.name)
-    raise _ScriptFailed(script, f"{failed}\n{tail}")
+    was_killed = failed.startswith("it was killed")
+    raise _ScriptFailed(script, f"{failed}\n{tail}",
+                        remedy="Find out what killed it" if was_killed else "Fix the script")
 
 
 def _wait_for(run: _Run, script: _Script, process: subprocess.Popen[bytes],
