@@ -4151,15 +4151,18 @@ class _Change:
     is kept only if the table then has the wanted definition.
     """
 
-    def __init__(self, scratch: sqlite3.Connection, wanted: sqlite3.Connection) -> None:
+    def __init__(self, scratch: sqlite3.Connection, wanted: sqlite3.Connection,
+                 tick: Callable[[], None]) -> None:
         self.scratch = scratch  # begins with the schema of today, and never has rows
         self.wanted = wanted  # has the schema that is wanted
         self.statements: list[str] = []
         self.notes: list[str] = []  # what is renamed, dropped, replaced and rebuilt
         self.rebuilt: set[str] = set()
+        self.tick = tick  # lets Ctrl-C in
 
     def do(self, statement: str, note: str = "") -> None:
         """Run a statement, and add it to the script. A note is also the comment before it."""
+        self.tick()
         self.scratch.execute(statement).fetchall()
         if note:
             self.notes.append(note)
@@ -4514,10 +4517,11 @@ def _ask_for_value(title: str, column: _Column, has_values: bool) -> Iterator[st
     """Yield the lines of the question about a column that must not be NULL any more."""
     import re
     is_number = re.search("int|real|num|floa|doub|dec|bool", _fold(column.type))
-    yield f"  {title} must not be NULL and has no default. What replaces NULL, as SQL?"
+    what = "What replaces NULL" if has_values else "What do the present rows get"
+    yield f"  {title} must not be NULL and has no default. {what}, as SQL?"
     yield _option("fill", title, "0" if is_number else "''")
     if has_values:
-        yield "  Or its own name, if there are no such rows: the script fails if there are"
+        yield "  Or, if no row has NULL there, its own name: the script fails if one has"
         yield _option("fill", title, _name(column.name))
 
 
@@ -4641,7 +4645,7 @@ def _compare_with_scripts(migrations_dir: StrPath, schema: StrPath, connect: Con
         today = scripts.read(_read_schema)[1]
         _copy_schema(today, scratch)
         _run_schema_file(today, wanted, text, path)
-        change = _Change(scratch, wanted)
+        change = _Change(scratch, wanted, report.check_stop)
         answers = _Answers(change, path, rename, drop, fill)
         try:
             answers.rename()
@@ -4700,7 +4704,7 @@ def _recreate(connection: sqlite3.Connection, table_name: str, definitions: str,
         except (wanted.Error, wanted.Warning, ValueError) as error:
             raise MigrationError(f"the new definition of {name} is not valid: "
                                  f"{str(error).rstrip('.')}. Nothing was changed.") from error
-        change = _Change(scratch, wanted)
+        change = _Change(scratch, wanted, lambda: None)
         missing = ", ".join(column for _, column in _find_gone(change))
         if missing:
             raise MigrationError(f"the new definition of {name} lacks {missing}, whose values "
