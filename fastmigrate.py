@@ -5912,8 +5912,6 @@ class _Signals:
 
     def _handle(self, number: int, frame: object) -> None:
         self._came.append(number)
-        if len(self._came) > 2:  # nothing looks at the list: a `connect` may hang, say
-            raise KeyboardInterrupt
 
     def __exit__(self, *details: object) -> None:
         import signal
@@ -5973,7 +5971,8 @@ def _program() -> int:
     """Be the program of this process: no signal changes its exit code while Python ends."""
     import signal
     for number in (signal.SIGINT, signal.SIGTERM):  # main() has other handlers
-        signal.signal(number, signal.SIG_IGN)
+        # Not SIG_IGN: Python complains if a signal is pending when main() restores that.
+        signal.signal(number, lambda *details: None)
     while os.open(os.devnull, os.O_RDWR) < 2:
         pass  # a stream is closed: no file of ours must be taken for it
     return main()
