@@ -1825,10 +1825,7 @@ OUTSIDE_PRAGMAS = frozenset((
     "synchronous", "temp_store", "wal_checkpoint"))
 DIRECTIVES = ("no-foreign-key-check", "no-transaction", "squashed")
 COMMENT = r"--[^\n]*|/\*.*?(?:\*/|\Z)"
-# What can end a statement: a ; after END in the group `end`, so that one ends CREATE TRIGGER.
-# Quoted text and comments come first, because a ; in them ends nothing.
-SEMICOLON = (rf"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|{COMMENT}"""
-             rf"|(?P<end>\bend\b(?:\s|{COMMENT})*)?(?P<semicolon>;)")
+QUOTED_OR_COMMENT = rf"""'[^']*'?|"[^"]*"?|`[^`]*`?|\[[^\]]*\]?|{COMMENT}"""
 # Comments of other tools, before the statements that undo a script. The shorter `-- down` is
 # such a comment only in a script that begins with `-- up`.
 UNDO = r"--[ \t]*(?:\+(?:goose|migrate|micrate)[ \t]+down|migrate:down)\b[^\n]*"
@@ -2028,9 +2025,14 @@ def _skip_blank(text: str, position: int) -> int:
 def _statements(text: str, line: int) -> Iterator[tuple[int, str]]:
     """Yield the single statements of an SQL text, each with the number of its first line."""
     import re
-    counted, start, in_trigger = 0, _skip_blank(text, 0), False
-    for found in re.finditer(SEMICOLON, text, re.S | re.I):
-        if not found["semicolon"] or found.start() < start or in_trigger and not found["end"]:
+    counted, start = 0, _skip_blank(text, 0)
+    in_trigger, after_end = False, 0  # only a ; directly after END ends CREATE TRIGGER
+    for found in re.finditer(QUOTED_OR_COMMENT + r"|;|\bend\b", text, re.S | re.I):
+        if found.group().lower() == "end":
+            after_end = found.end()
+        if found.group() != ";" or found.start() < start:
+            continue
+        if in_trigger and _skip_blank(text, after_end) < found.start():
             continue
         if not sqlite3.complete_statement(text[start:found.end()]):
             in_trigger = True
@@ -2604,6 +2606,9 @@ class _Database:
                 f"{given!r} is not the path of a database file. Nothing was changed. Give the path "
                 "of its file, without a scheme: data/app.db. (A database in memory comes of "
                 "build_db().)")
+        if not isinstance(timeout, (int, float)) or not timeout >= 0:
+            raise MigrationError(f"timeout={timeout!r} is not a number of seconds. Nothing was "
+                                 "changed. Give a number from 0.")
         try:
             folder = "" if os.path.isabs(given) else os.getcwd()
         except FileNotFoundError:
@@ -2612,7 +2617,7 @@ class _Database:
         # Absolute, so that SQLite takes it for no URI. Not by abspath(), which resolves the
         # .. of link/../app.db without looking where the link leads.
         self.path = os.path.join(folder, given)
-        self.timeout = float(timeout)
+        self.timeout = timeout
         self.connect = connect
         self.report = report or _Report()
         self.errors: tuple[type[Exception], ...] = (sqlite3.Error,)  # and those of `connect`
@@ -2827,6 +2832,8 @@ class _Database:
             return False
         except (_MissingError, _EmptyError):  # a file without any table is no database yet
             pass
+        except UnversionedError:  # or another process has created it while we looked
+            return False
         with self.explained():
             os.makedirs(os.path.dirname(_follow_link(self.path)), exist_ok=True)
             with self.writing(new=True) as connection:

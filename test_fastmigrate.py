@@ -825,6 +825,12 @@ class SqlScripts(Case):
         self.script("0001-x.sql", "CREATE TABLE changed (x);")
         self.refuses(self.go("--check"), "0001-x.sql: edited since applied to x.db")
 
+    def test_a_line_of_dashes_behind_end_costs_no_time(self):
+        self.create()
+        self.script("0001-a.sql", "PRAGMA user_version = 1;\nSELECT CASE 1 WHEN 1 THEN 2 END "
+                    + "-" * 9999 + "\n;\n" + "/* */ " * 9999 + "\nVACUUM;\n")
+        self.works(self.go())
+
     def test_a_name_that_reads_like_a_denial_is_no_interrupt(self):
         self.create()
         self.script("0001-a.sql", "SELECT [this is prohibited] FROM _meta;")
