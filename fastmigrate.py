@@ -2328,8 +2328,8 @@ def _checksum(folder: str, name: str) -> str:
 PROBLEMS = {  # what a state of scripts means to a person, and what to do
     "late": "{names}: never run on {db}, which was already at a higher version. Unless production "
             "has it, renumber it above the latest script{move}",
-    "conflict": "{names}: never run on {db}, where {others} ran under the same number. (If that "
-                "was renamed to it, and edited: restore that name, run {program} --accept, then "
+    "conflict": "{names}: never run on {db}, where {others} ran under the same number. (If it is "
+                "{others}, renamed and edited: restore that name, run {program} --accept, then "
                 "rename it again.) Unless production has it, give it the next free number{move}",
     "edited": "{names}: edited since applied to {db}, which does not have the change. Undo the "
               "edit, and put the change into a new migration. If {db} needs no change (after an "
@@ -2381,9 +2381,8 @@ def _refuse_twins_for(database: _Database, listing: _Listing) -> None:
 def _propose_names(states: list[_State], listing: _Listing, version: int) -> dict[str, str]:
     """Return {name: new name}, with the next free numbers, for the scripts that never ran and
     for all but the first of the pending ones that share a number."""
-    names = [each.name for each in states  # first these, because nothing runs until then
-             if each.state == "pending" and each.name != listing.names[each.number]]
-    names += [each.name for each in states if each.needs_number]
+    names = [each.name for each in states if each.needs_number
+             or each.state == "pending" and each.name != listing.names[each.number]]
     free = range(max(version, listing.latest) + 1, MAX_VERSION + 1)
     return {name: f"{number:04d}{name[4:]}" for number, name in zip(free, names)}
 
@@ -4760,7 +4759,7 @@ def _create_script(folder: str, description: str, text: str, notes: list[str]) -
         _give_name(hidden, path)
         _sync(folder)
     except OSError as error:
-        raise _explain(error, "Nothing was written.") from None
+        raise _explain(OSError(error.errno, error.strerror, path), "Nothing was written.") from None
     finally:
         _remove(hidden)
     return path
@@ -5352,7 +5351,7 @@ class _Explained:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         errors = self.database.errors
-        if isinstance(error, errors) and _is_interrupt(error):
+        if isinstance(error, errors) and str(error) == "interrupted":  # by a progress handler
             raise KeyboardInterrupt from None
         if isinstance(error, errors + (OSError, ValueError, MemoryError)) and not isinstance(
                 error, MigrationError):
@@ -5618,7 +5617,8 @@ def _read_config(named: str | None) -> dict[str, str]:
         with open(path, encoding="utf-8-sig") as file:
             parser.read_file(file)
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
-        raise MigrationError(f"the config {path} cannot be read: {' '.join(str(error).split())}. "
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise MigrationError(f"the config {path} cannot be read: {reason}. "
                              "Nothing was changed. Fix it, or name another one with --config."
                              ) from error
     for section in parser.sections():

@@ -2902,7 +2902,7 @@ class Collisions(Case):
         self.assertEqual(self.works(self.go()).err, "")
         self.works(self.go("--check"))
         self.script("0002-janes-table.sql", "CREATE TABLE jane (x, y);")
-        self.refuses(self.go("--check"), "If that was renamed to it, and edited")
+        self.refuses(self.go("--check"), ", renamed and edited: restore that name")
         os.rename("m/0002-janes-table.sql", "m/0002-jane.sql")
         self.works(self.go("--accept"))
         os.rename("m/0002-jane.sql", "m/0002-janes-table.sql")
@@ -5626,6 +5626,18 @@ class Connecting(Case):
         with self.assertRaisesRegex(MigrationError, "locking_mode = EXCLUSIVE, which cannot be left"):
             migrate("x.db", "m", connect=connect)
 
+    def test_a_connect_that_denies_a_statement_is_no_ctrl_c(self):
+        def connect(path):
+            connection = sqlite3.connect(path)
+            connection.set_authorizer(lambda action, *details: sqlite3.SQLITE_DENY
+                                      if action == sqlite3.SQLITE_INSERT else sqlite3.SQLITE_OK)
+            return connection
+
+        for call in (lambda: fastmigrate.build_db("m", connect=connect),
+                     lambda: fastmigrate.create_db("y.db", connect=connect)):
+            with self.assertRaisesRegex(MigrationError, "not authorized"):
+                call()
+
     def test_a_connect_that_makes_a_temporary_table_can_read_a_schema_file(self):
         def connect(path):
             connection = sqlite3.connect(path)
@@ -6462,14 +6474,14 @@ Or restore the old name:
         self.script("0003-rob.sql", "SELECT 4;")
         os.unlink("m/0004-jane.sql")
         self.says("""
-warning: 0003-rob.sql: never run on x.db, where 0003-jane.sql ran under the same number. (If that was renamed to it, and edited: restore that name, run fastmigrate --db x.db --migrations m --accept, then rename it again.) Unless production has it, give it the next free number:
+warning: 0003-rob.sql: never run on x.db, where 0003-jane.sql ran under the same number. (If it is 0003-jane.sql, renamed and edited: restore that name, run fastmigrate --db x.db --migrations m --accept, then rename it again.) Unless production has it, give it the next free number:
     mv m/0003-rob.sql m/0004-rob.sql
 """, code=0)
         os.rename("m/0002-jane.sql", "m/0002-rob.sql")
         self.script("0002-rob.sql", "SELECT 5;")
         self.script("0004-pending.sql")
         self.says("""
-error: 0002-rob.sql, 0003-rob.sql: never run on x.db, where 0002-jane.sql, 0003-jane.sql ran under the same number. (If that was renamed to it, and edited: restore that name, run fastmigrate --db x.db --migrations m --accept, then rename it again.) Unless production has it, give it the next free number:
+error: 0002-rob.sql, 0003-rob.sql: never run on x.db, where 0002-jane.sql, 0003-jane.sql ran under the same number. (If it is 0002-jane.sql, 0003-jane.sql, renamed and edited: restore that name, run fastmigrate --db x.db --migrations m --accept, then rename it again.) Unless production has it, give it the next free number:
     mv m/0002-rob.sql m/0005-rob.sql
     mv m/0003-rob.sql m/0006-rob.sql
 error: x.db: 1 pending: 0004-pending.sql. Run fastmigrate --db x.db --migrations m
