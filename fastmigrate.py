@@ -3231,7 +3231,9 @@ def _put_back(moved: list[tuple[str, str]]) -> None:
     try:
         while moved:
             old, kept = moved[0]
-            if os.path.lexists(kept):  # else the interrupt came before it was moved
+            if os.path.lexists(old) and os.path.lexists(kept) and not os.path.getsize(kept):
+                os.unlink(kept)  # it was not moved: this is what reserved the name
+            elif os.path.lexists(kept):
                 _give_name(kept, old)
             del moved[0]
     except OSError:

@@ -3443,6 +3443,22 @@ class Restoring(Case):
         self.assertEqual(self.sql("PRAGMA page_size", self.backup), self.sql("PRAGMA page_size"))
 
     @posix_only
+    def test_what_cannot_be_read_and_cannot_be_moved_stays_and_no_empty_file_is_named(self):
+        Path("x.db").write_bytes(self.damaged)
+        replace = os.replace
+
+        def fail(old, new):
+            if old == "x.db":
+                raise PermissionError(errno.EPERM, "Operation not permitted", old)
+            replace(old, new)
+
+        with mock.patch("os.replace", fail):
+            result = self.refuses(self.go("--restore", self.backup), "Operation not permitted")
+        self.assertNotIn("is kept in", result.out + result.err)
+        self.assertEqual(Path("x.db").read_bytes(), self.damaged)
+        self.assertEqual(self.beside(), {self.backup})
+
+    @posix_only
     def test_a_log_that_cannot_be_moved_away_keeps_a_restore_from_success(self):
         os.unlink("x.db")
         Path("x.db-wal").write_bytes(b"log")
