@@ -5446,14 +5446,16 @@ class _Report:
 
     def progress(self, describe: Callable[[], str]) -> None:
         """Show on a terminal what is being done, if it lasts for more than a second."""
+        if not self._terminal:
+            return
         now = time.monotonic()
         self._due = self._due or now + 1
-        if self._terminal and now > self._due:
+        if now > self._due:
             self._due = now + 0.1
             _say("\r\x1b[K" + describe()[:79], end="")
 
     def end_progress(self) -> None:
-        if self._terminal and self._due:
+        if self._due:
             _say("\r\x1b[K", end="")
         self._due = 0.0
 

@@ -3442,17 +3442,21 @@ class Restoring(Case):
         self.assertEqual(self.sql("SELECT * FROM a"), [(1,)])
         self.assertEqual(self.sql("PRAGMA page_size", self.backup), self.sql("PRAGMA page_size"))
 
-    @posix_only
-    def test_what_cannot_be_read_and_cannot_be_moved_stays_and_no_empty_file_is_named(self):
-        Path("x.db").write_bytes(self.damaged)
+    def failing_replace(self, path, number):
+        """A context in which one file cannot be renamed."""
         replace = os.replace
 
         def fail(old, new):
-            if old == "x.db":
-                raise PermissionError(errno.EPERM, "Operation not permitted", old)
+            if old == path:
+                raise OSError(number, os.strerror(number), old)
             replace(old, new)
 
-        with mock.patch("os.replace", fail):
+        return mock.patch("os.replace", fail)
+
+    @posix_only
+    def test_what_cannot_be_read_and_cannot_be_moved_stays_and_no_empty_file_is_named(self):
+        Path("x.db").write_bytes(self.damaged)
+        with self.failing_replace("x.db", errno.EPERM):
             result = self.refuses(self.go("--restore", self.backup), "Operation not permitted")
         self.assertNotIn("is kept in", result.out + result.err)
         self.assertEqual(Path("x.db").read_bytes(), self.damaged)
@@ -3462,14 +3466,7 @@ class Restoring(Case):
     def test_a_log_that_cannot_be_moved_away_keeps_a_restore_from_success(self):
         os.unlink("x.db")
         Path("x.db-wal").write_bytes(b"log")
-        replace = os.replace
-
-        def fail(old, new):
-            if old == "x.db-wal":
-                raise OSError(errno.EIO, "Input/output error", old)
-            replace(old, new)
-
-        with mock.patch("os.replace", fail):
+        with self.failing_replace("x.db-wal", errno.EIO):
             self.refuses(self.go("--restore", self.backup), "x.db-wal: Input/output error")
         self.assertEqual(self.beside() - {self.backup}, {"x.db-wal"})
         self.assertFalse(os.path.exists("x.db"))
