@@ -354,13 +354,11 @@ def verify(db_path: StrPath, migrations_dir: StrPath, *, connect: Connect = sqli
     """
     database, folder = _as_database(db_path, connect), os.fsdecode(migrations_dir)
     with database.explained():
-        listing = _scan(folder)
-        _refuse_twins_for(database, listing)
+        _refuse_twins_for(database, _scan(folder))
     version, schema = database.read(
         lambda connection, version: _schema_without_tools(database, connection))
-    _announce(database.report, listing, to=version)
-    with _Scratch(database.connect, database.report.of_scratch()) as scratch:
-        return _diff_from_scripts(scratch, folder, version, schema, database.name)
+    return _diff_schemas(_schema_of_scripts(folder, version, database.connect, database.report),
+                         schema, f"the scripts up to {version}", database.name)
 
 
 def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None,
@@ -541,7 +539,7 @@ def get_schema(migrations_dir: StrPath, *, to: int | None = None,
     with its indexes and triggers, then the views by name, each with its
     triggers.
     """
-    return _schema_of_scripts(migrations_dir, to, connect, _Report())
+    return _schema_text(_schema_of_scripts(migrations_dir, to, connect, _Report()))
 
 
 def get_db_schema(db_path: StrPath, *, connect: Connect = sqlite3.connect) -> str:
@@ -988,7 +986,7 @@ class _Batch:
                                 "only, but this one has tables", remedy="Delete it")
         enforced = bool(header.pragmas) and self._run_head(script, header)
         self._references.start()
-        authorizer.start(enforced)
+        authorizer.start(enforced, is_first=not self.done)
         self._run_blocks(script, blocks, plan.statements_from)
         if authorizer.savepoints:
             raise _ScriptFailed(
@@ -1029,6 +1027,8 @@ class _Batch:
                 try:
                     authorizer.execute(self._connection, piece)
                 except self._database.errors as error:
+                    if authorizer.needs_own_transaction:
+                        raise _Retry(script, own_transaction=True) from None
                     if authorizer.needs_autocommit or _needs_autocommit(str(error)):
                         raise _Retry(script, on_copy=True) from None
                     failure = _to_failure(self._database, script, error, number, piece,
@@ -1066,6 +1066,8 @@ CREATING = (sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_VTABLE, sqlite3.S
             sqlite3.SQLITE_CREATE_TRIGGER)
 DROPPING = (sqlite3.SQLITE_DROP_TABLE, sqlite3.SQLITE_DROP_VTABLE, sqlite3.SQLITE_DROP_VIEW,
             sqlite3.SQLITE_DROP_TRIGGER)
+# Functions whose result must not depend on whether the script before ran in the same run.
+COUNTERS = ("changes", "last_insert_rowid", "total_changes")
 
 
 class _Authorizer:
@@ -1081,13 +1083,16 @@ class _Authorizer:
         self._expects_commit = False  # the next COMMIT is that with which executescript() begins
         self._known: set[str] = set()  # tables in changes.changed: callback() allows more INSERTs
 
-    def start(self, enforced: bool) -> None:
-        """Forget the script before. For the next one, foreign keys are `enforced` or not."""
+    def start(self, enforced: bool, is_first: bool) -> None:
+        """Forget the script before. The next one `is_first` in its transaction or not, and foreign
+        keys are `enforced` or not."""
         self.needs_autocommit = False  # a statement does not fit in a transaction
+        self.needs_own_transaction = False  # it asks what was done before on this connection
         self.denied = ""  # why a statement was denied for another reason
         self.stateful = False  # it changed the connection: settings, ATTACH, temporary tables
         self.changes = _Changes()
         self.savepoints: list[str] = []  # that are open
+        self._is_first = is_first
         self._enforced = enforced  # foreign keys are enforced in this transaction
         self._wants_enforced = enforced  # by the last PRAGMA foreign_keys of the script
         self._in_transaction = False  # between a BEGIN and a COMMIT of the script
@@ -1154,6 +1159,9 @@ class _Authorizer:
             changes.note_break()
         elif action == sqlite3.SQLITE_FUNCTION and second == "sqlite_rename_table":
             changes.note_everything()  # RENAME TO rewrites every object that names the table
+        elif action == sqlite3.SQLITE_FUNCTION and of in COUNTERS and not self._is_first:
+            self.needs_own_transaction = True
+            return sqlite3.SQLITE_DENY
         return sqlite3.SQLITE_OK
 
     def _write(self, table: str, name: str, schema: str | None) -> int:
@@ -3926,13 +3934,14 @@ def _diff_schemas(before: Schema, after: Schema, name_before: str, name_after: s
         name_before, name_after, lineterm="", n=99))
 
 
-def _diff_from_scripts(scratch: _Scratch, migrations_dir: StrPath, version: int,
-                       other: Schema, name: str) -> str:
-    """Return how the schema `other` differs from the one that the scripts up to `version`
-    build, "" if it does not. `scratch`, which must not be above it, is migrated to `version`."""
-    _replay(scratch, migrations_dir, version)
-    own = scratch.read(_read_schema)[1]
-    return _diff_schemas(own, other, f"the scripts up to {version}", name)
+def _schema_of_scripts(migrations_dir: StrPath, to: int | None, connect: Connect,
+                       report: _Report) -> Schema:
+    """Run the scripts up to a version on a scratch database; return the schema that they lead
+    to."""
+    _announce(report, _scan(migrations_dir), to=to)
+    with _Scratch(connect, report.of_scratch()) as scratch:
+        _replay(scratch, migrations_dir, to)
+        return scratch.read(_read_schema)[1]  # type: ignore[no-any-return]
 
 
 # ------------------------------------------------------------------ what no longer works
@@ -4643,15 +4652,14 @@ def _compare_with_scripts(migrations_dir: StrPath, schema: StrPath, connect: Con
     """
     path = os.fsdecode(schema)
     text = _read_schema_file(path)
-    with _Scratch(connect, report.of_scratch()) as scripts, scripts.explained(), \
-            _closing(scripts.open(":memory:")) as scratch, \
-            _closing(scripts.open(":memory:")) as wanted:
-        if os.path.exists(migrations_dir):
-            _announce(report, _scan(migrations_dir))
-            _replay(scripts, migrations_dir, None)
-        scripts.create()
-        today = scripts.read(_read_schema)[1]
+    today: Schema = {}
+    if os.path.exists(migrations_dir):
+        today = _schema_of_scripts(migrations_dir, None, connect, report)
+    with _Scratch(connect) as room, room.explained(), \
+            _closing(room.open(":memory:")) as scratch, \
+            _closing(room.open(":memory:")) as wanted:
         _copy_schema(today, scratch)
+        objects = _read_objects(scratch)
         _run_schema_file(today, wanted, text, path)
         change = _Change(scratch, wanted, report.check_stop)
         answers = _Answers(change, path, rename, drop, fill)
@@ -4671,9 +4679,7 @@ def _compare_with_scripts(migrations_dir: StrPath, schema: StrPath, connect: Con
         if remains:
             raise MigrationError(f"no script was found that leads exactly to {path}. Nothing was "
                                  f"written. Write it by hand. What remains:\n{remains}")
-        broken = _newly_broken(
-            scratch, scripts.read(lambda connection, version: _read_objects(connection))[1])
-        for fault in broken.values():
+        for fault in _newly_broken(scratch, objects).values():
             raise MigrationError(f"{path}: {fault}. Nothing was written. Change or remove it "
                                  f"in {path}, then run this again.", path=path)
         lines = ["\n" * statement.startswith("--") + _terminated(statement)
@@ -4685,11 +4691,8 @@ def _verify_schema_file(migrations_dir: StrPath, schema: str, connect: Connect,
                         report: _Report) -> str:
     """Return how a schema file differs from the schema of the scripts, "" if it does not."""
     text = _read_schema_file(schema)
-    _announce(report, _scan(migrations_dir))
-    with _Scratch(connect, report.of_scratch()) as scripts, scripts.explained(), \
-            _closing(scripts.open(":memory:")) as wanted:
-        _replay(scripts, migrations_dir, None)
-        today = scripts.read(_read_schema)[1]
+    today = _schema_of_scripts(migrations_dir, None, connect, report)
+    with _Scratch(connect) as room, room.explained(), _closing(room.open(":memory:")) as wanted:
         _run_schema_file(today, wanted, text, schema)
         return _diff_schemas(today, _read_schema(wanted), "the scripts", schema)
 
@@ -4723,15 +4726,6 @@ def _recreate(connection: sqlite3.Connection, table_name: str, definitions: str,
         return change.statements
 
 
-def _schema_of_scripts(migrations_dir: StrPath, to: int | None, connect: Connect,
-                       report: _Report) -> str:
-    """Return what get_schema() returns."""
-    _announce(report, _scan(migrations_dir), to=to)
-    with _Scratch(connect, report.of_scratch()) as scratch:
-        _replay(scratch, migrations_dir, to)
-        return _schema_text(scratch.read(_read_schema)[1])
-
-
 def _create_script(folder: str, description: str, text: str, notes: list[str]) -> str:
     """Create the next script, with statements and notes or empty; return its path."""
     import re
@@ -4742,24 +4736,24 @@ def _create_script(folder: str, description: str, text: str, notes: list[str]) -
     slug = re.sub(r"[\W_]+", "-", words).strip("-").lower()
     if not slug:
         raise ValueError(f"{description!r} has no words to name a script by")
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise _explain(error, "Nothing was written.") from error
     head = TEMPLATES[extension].format(" ".join(words.split()))
     if notes:
         head += "--\n-- This script\n" + "".join(
             f"--   {' '.join(note.split())}\n" for note in notes)
     head = head.replace("fastmigrate:", "fastmigrate :")  # no directive is meant
     text = head + ("\n" + text.rstrip("\n") + "\n" if text else "")
-    number, hidden = _reserve_number(folder)
-    path = os.path.join(folder, f"{number:04d}-{slug}{extension}")
+    path, hidden = folder, ""
     try:
+        os.makedirs(folder, exist_ok=True)
+        number, hidden = _reserve_number(folder)
+        path = os.path.join(folder, f"{number:04d}-{slug}{extension}")
         with open(hidden, "wb") as file:
             file.write(text.encode(errors="backslashreplace"))  # an argument may hold any bytes
         _sync(hidden)
         _give_name(hidden, path)
         _sync(folder)
+    except MigrationError:
+        raise
     except OSError as error:
         raise _explain(OSError(error.errno, error.strerror, path), "Nothing was written.") from None
     finally:
@@ -4770,21 +4764,15 @@ def _create_script(folder: str, description: str, text: str, notes: list[str]) -
 def _reserve_number(folder: str) -> tuple[int, str]:
     """Return the next number of a script, and the path of a new hidden file: as long as it is
     there, no other process gets this number."""
-    number = _scan_unique(folder).latest + 1
-    while number <= MAX_VERSION:
+    for number in range(_scan_unique(folder).latest + 1, MAX_VERSION + 1):
         hidden = os.path.join(folder, f".{number:04d}.new")
         try:
             open(hidden, "xb").close()
         except FileExistsError:  # of another process, which is at work or was killed
-            number += 1
             continue
-        except OSError as error:
-            raise _explain(error, "Nothing was written.") from None
-        latest = _scan(folder).latest
-        if latest < number:
+        if _scan(folder).latest < number:
             return number, hidden
         _remove(hidden)  # another process was faster
-        number = latest + 1
     raise ValueError(f"there is a script {MAX_VERSION} already, the last there can be")
 
 
@@ -5082,10 +5070,12 @@ def _schema_without_tools(database: _Database, connection: sqlite3.Connection) -
 
 def _find_version(database: _Database, schema: Schema, listing: _Listing) -> int:
     """Return the highest version whose schema, replayed, is this one."""
+    diffs = {}
     with _Scratch(database.connect, database.report.of_scratch()) as scratch:
-        diffs = {version: _diff_from_scripts(scratch, listing.folder, version, schema,
-                                             database.name)
-                 for version in sorted(listing.names)}
+        for version in sorted(listing.names):
+            _replay(scratch, listing.folder, version)
+            diffs[version] = _diff_schemas(scratch.read(_read_schema)[1], schema,
+                                           f"the scripts up to {version}", database.name)
     fitting = [version for version, diff in diffs.items() if not diff]
     if not fitting:
         nearest = min(reversed(diffs), key=lambda version: diffs[version].count("\n"))
@@ -5818,7 +5808,8 @@ def _work_on_scripts(arguments: argparse.Namespace, connect: Connect, report: _R
         if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
             sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # as schema.sql is read
         # Not by _say(): half a file must not pass for the whole one.
-        print(_schema_of_scripts(folder, arguments.to, connect, report), end="", flush=True)
+        print(_schema_text(_schema_of_scripts(folder, arguments.to, connect, report)), end="",
+              flush=True)
     else:
         _show_difference(_verify_schema_file(folder, schema, connect, report), report, schema, (
             "is not the schema of the scripts. Write the script that leads to it with --new WORDS "

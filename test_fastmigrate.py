@@ -879,6 +879,21 @@ class ConnectionState(Case):
             migrate("x.db", "m")
             self.assertEqual(self.sql("PRAGMA journal_mode"), [("delete" if number % 2 == 0 else "wal",)])
 
+    def test_counters_of_the_connection_do_not_leak(self):
+        counters = "SELECT last_insert_rowid() AS a, changes() AS b, total_changes() AS c"
+        self.script("0001-a.sql", "CREATE TABLE t (x); INSERT INTO t VALUES (1), (2), (3);")
+        self.script("0002-b.sql", f"CREATE TABLE b AS {counters};")
+        self.script("0003-c.sql", f"INSERT INTO t VALUES (4); CREATE TABLE c AS {counters};")
+        self.script("0004-d.sql", "CREATE TRIGGER d AFTER INSERT ON b BEGIN"
+                                  " INSERT INTO t VALUES (last_insert_rowid()); END;")
+        self.script("0005-e.sql", "INSERT INTO b VALUES (1, 1, 1);")
+        for name, runs in (("one.db", [5]), ("five.db", [1, 2, 3, 4, 5])):
+            self.create(name)
+            for to in runs:
+                migrate(name, "m", to=to)
+            self.assertEqual(self.sql("SELECT * FROM b, c", name)[0], (0, 0, 0, 4, 1, 1))
+            self.assertEqual(self.sql("SELECT x FROM t", name), [(1,), (2,), (3,), (4,), (2,)])
+
     def test_pragmas_do_not_leak(self):
         self.create()
         self.script("0001-a.sql", "PRAGMA foreign_keys = ON; PRAGMA recursive_triggers = ON;"
