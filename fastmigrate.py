@@ -48,7 +48,7 @@ How it works:
     version (the one row of the table _meta).
     Replay. If a script fails, the batch is rolled back, and the scripts
     before the failed one run again without it. If a script has to run in
-    another way, the batch starts again with a new _Plan for this script.
+    another way, that is added to its _Plan, and the batch starts again.
     Working copy. A script that cannot run inside a transaction (.py, .sh,
     VACUUM) runs on a copy of the database. The runner holds the write lock
     of the database from before the copy is made until the swap is done.
@@ -75,7 +75,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections import Counter  # sqlite3 imports this, too
+from collections import Counter, namedtuple  # sqlite3 imports collections, too
 from operator import attrgetter, methodcaller  # and collections this
 
 TYPE_CHECKING = False  # as in typing, which takes long to import
@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     ForeignKey = tuple[str, str, tuple[str, ...]]  # child, parent, columns of the child
     KeysThatDangle = dict[ForeignKey, "Counter[Any]"]  # see _read_dangling()
     Row = tuple[str, str, str]  # of the history: name, checksum, when it was applied
+    History = dict[int, Row]  # by number
     T = TypeVar("T")
     Reader = Callable[[sqlite3.Connection, int], Any]  # of a database at a version
     Tokens = list[tuple[str, str, int]]  # (kind, text, start)
@@ -381,6 +382,8 @@ def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None
         "examples": {table: {column: [[key, before, after]]}}
         "sequences": {table: [before, after]} if AUTOINCREMENT goes back
         "broken": [text], one for each object that no longer works
+        "untouched": False if the database itself was changed meanwhile, by
+            another program or by a script that does not use the copy
     """
     import tempfile
     database, folder = _as_database(db_path, connect), os.fsdecode(migrations_dir)
@@ -398,7 +401,16 @@ def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None
         _copy_database(copy, before)
         version, (schema, tables) = copy.read(_read_contents)
         run = _Run(copy, folder, to)
-        run.run()
+        files = [database.path + end for end in ("", "-wal")]
+        original = [*map(_identify_content, files)]
+        try:
+            run.run()
+        finally:
+            untouched = original == [*map(_identify_content, files)]
+            if not untouched:
+                database.report.warn(
+                    f"{database.name} was changed during the rehearsal: by another program, or by "
+                    "a script that opens it in place of its first argument")
         _, (new_schema, new_tables) = copy.read(_read_contents)
         with _closing(copy.open()) as connection:
             connection.set_progress_handler(  # lets Ctrl-C in
@@ -410,7 +422,7 @@ def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None
                         "seconds": each.seconds} for each in run.applied],
         "diff": _diff_schemas(schema, new_schema, f"{database.name} at version {version}",
                               "after the pending scripts"),
-        **compared, "broken": run.broken}
+        **compared, "broken": run.broken, "untouched": untouched}
 
 
 def enroll_db(db_path: StrPath, migrations_dir: StrPath, *,
@@ -613,7 +625,7 @@ def setup_logging(verbose: bool = False) -> None:
 
 
 class _Moved(Exception):
-    """Another process has migrated the database in the meantime, to what is now run.version."""
+    """Another process has changed the version in the meantime, to what is now run.version."""
 
 
 class _Retry(Exception):
@@ -621,18 +633,15 @@ class _Retry(Exception):
 
     def __init__(self, *scripts: _Script, **changes: Any) -> None:
         self.scripts = scripts
-        self.changes = changes  # of their plans
+        self.changes = changes  # what is added to their plans
 
 
-class _Plan:
-    """How a script is to be run. Each script starts with the cheapest way for its kind; a
-    try that shows that another way is needed raises _Retry."""
-
-    def __init__(self, on_copy: bool = False, own_transaction: bool = False,
-                 statements_from: int = sys.maxsize) -> None:
-        self.on_copy = on_copy  # on a working copy; else in the batch
-        self.own_transaction = own_transaction  # commit before it and after it
-        self.statements_from = statements_from  # from this line on, one statement at a time
+# How a script is to be run: on a working copy, or else in the batch; in a transaction of its own,
+# so that the batch is committed before it and after it; and from which line on one statement at a
+# time. Each script starts with the cheapest plan for its kind. A try that shows that another way is
+# needed raises _Retry, and what an earlier try has shown stays in the plan.
+_Plan = namedtuple("_Plan", "on_copy own_transaction statements_from",
+                   defaults=(False, False, sys.maxsize))
 
 
 class _Applied:
@@ -660,12 +669,12 @@ class _Run:
         self.applied: list[_Applied] = []
         self.never_run: list[str] = []  # scripts that need other numbers to be run at all
         self.broken: list[str] = []  # what no longer works after the run, as messages
-        self.measures = False  # count the dangling references before each script
+        self.counts_dangling = False  # count the dangling references before each script
         self.listing: _Listing  # of the directory, from run() on
         self._shared_listing = listing  # that listing, if this is one of several databases
         self._backup_wanted = backup
         self._objects_before: list[Any] | None = None  # the schema when the run began
-        self._mode_set_for = 0  # the version whose script needs another journal mode
+        self._mode_set_for = 0  # for which script _set_head_mode() entered or left WAL mode last
         self._mode_before = ""  # the journal mode before that was set
         self._plans: dict[int, _Plan] = {}  # by version, for scripts that were tried
         self._describe_work: Callable[[], str] = str  # for the progress
@@ -674,7 +683,7 @@ class _Run:
         """Apply what is pending and return it. Raises MigrationError."""
         database, report = self.database, self.database.report
         with database.explained(changes=True):
-            self.listing = listing = self._shared_listing or _scan(self.folder)
+            self.listing = listing = self._shared_listing or _scan_for(database, self.folder)
             if self._inspect(listing):
                 try:
                     self._apply([_Script(self.folder, version, name) for version, name in sorted(
@@ -699,28 +708,31 @@ class _Run:
             renumbered after it ran, two scripts have one number, or the squashed script cannot
             bring this database to its version.
         """
-        database, warnings = self.database, list[str]()
+        database = self.database
 
-        def read(connection: sqlite3.Connection, version: int) -> tuple[bool, list[_State]]:
+        def read(connection: sqlite3.Connection, version: int) -> tuple[bool, History | None]:
             pending = listing.latest > version and any(
                 version < number <= self.to for number in listing.names)
-            return pending, _read_states(connection, version, listing,
-                                         thorough=pending or bool(listing.twins))
+            if not pending and not listing.twins and _is_as_recorded(connection, version, listing):
+                return False, None
+            return pending, _read_history(connection, version)
 
-        self.version, (pending, states) = database.read(read)
+        self.version, (pending, history) = database.read(read)
         if self.to < self.version:
             raise MigrationError(
                 f"{database.name} is at version {self.version}, beyond {self.to}. Nothing was "
                 "changed. There are no down migrations: restore a backup, with restore_db() or "
                 "--restore.", version=self.version)
-        if states or listing.ignored or self.version > listing.latest:
-            several = bool(self._shared_listing)
-            refusals, warnings = _find_problems(
-                states, listing, self.version, database, several=several,
-                of_directory=not several, to=self.to)
-            self.never_run = [each.name for each in states if each.needs_number]
-            if refusals:
-                raise MigrationError("\n".join(refusals), version=self.version)
+        states, several = list[_State](), bool(self._shared_listing)
+        thorough = pending or bool(listing.twins)
+        if history or thorough:
+            states = _compare_history(history or {}, self.version, listing, thorough)
+        refusals, warnings = _find_problems(
+            states, listing, self.version, database, several=several,
+            of_directory=not several, to=self.to)
+        self.never_run = [each.name for each in states if each.needs_number]
+        if refusals:
+            raise MigrationError("\n".join(refusals), version=self.version)
         self._check_squash()
         for problem in warnings:
             database.report.warn(problem)
@@ -735,8 +747,8 @@ class _Run:
         transaction it has shared, are applied again without it.
 
         The loop ends because each turn commits a script, or sees that another process has, or
-        gives a script a new plan, of which there are few, or turns `measures` on, or leaves
-        fewer scripts before the one that failed.
+        adds to the plan of a script, or turns `counts_dangling` on, or leaves fewer scripts before
+        the one that failed. What was added to a plan stays: else two reasons could alternate.
         """
         failure: _ScriptFailed | None = None
         while True:
@@ -753,17 +765,17 @@ class _Run:
             except _Moved:
                 self._check_squash()
             except _Unmeasured:
-                self.measures = True
+                self.counts_dangling = True
             except _Retry as retry:
                 for script in retry.scripts:
-                    plan = {**vars(self.plan(script)), **retry.changes}
-                    self._plans[script.version] = _Plan(**plan)
+                    self._plans[script.version] = self.plan(script)._replace(**retry.changes)
             except _ScriptFailed as error:
                 failure = error
             except _LockedError as error:
                 if not self.applied:
-                    raise
-                raise _LockedError(error.who, self.database.standing()) from None
+                    raise  # it says that nothing was changed
+                raise _LockedError(error.who, f"{self.database.name} is at version {self.version}."
+                                   ) from None
             finally:
                 self.database.report.end_progress()
         if failure:
@@ -809,6 +821,7 @@ class _Run:
         Each call uses a new connection. A connection that has read a database in WAL mode keeps
         a lock until it is closed, so two processes that start at once would block each other.
         """
+        self.database.must_exist()
         with _closing(self.database.open()) as connection:
             self.check_not_moved(connection)
             before = _journal_mode(connection)
@@ -819,8 +832,8 @@ class _Run:
             _journal_mode(connection, mode)
 
     def check_not_moved(self, connection: sqlite3.Connection) -> None:
-        """Raise _Moved if the database is not where this run left it. Unless the write lock is
-        held, that may change at any time."""
+        """Raise _Moved, and note the version, if the database is not where this run left it.
+        Unless the write lock is held, that may change at any time."""
         version = _read_version(connection, self.database.name)
         if version != self.version:
             self.version = version
@@ -885,18 +898,21 @@ class _Run:
                if applied.changes is None or applied.changes.can_break]
         if not ran:
             return
+        before, warn = self._objects_before or [], self.database.report.warn
         try:
-            found = self.database.read(lambda connection, version: _newly_broken(
-                connection, self._objects_before or []))[1]
+            found, lost = self.database.read(lambda connection, version: (
+                _newly_broken(connection, before), _lost_with_tables(connection, before, ran)))[1]
         except (sqlite3.Error, OSError) as error:  # the scripts are committed: only warn
             reason = _diagnose(error, self.database.name)[0]
-            self.database.report.warn("what the run may have broken could not be checked: "
-                                      + reason)
+            warn(f"what the run may have broken could not be checked: {reason}")
             return
         for name, fault in found.items():
             self.broken.append(
                 f"after {_blame(name, fault, ran)}, {fault}. Fix that in a further script.")
-            self.database.report.warn(self.broken[-1])
+            warn(self.broken[-1])
+        if lost:
+            warn(f"{_cut(lost)}: dropped together with a table that a script has rebuilt. Create "
+                 "what is still needed in a further script.")
 
 
 def _fail_if_version_changed(script: _Script, connection: sqlite3.Connection, *allowed: int,
@@ -938,7 +954,8 @@ def _run_batch(run: _Run, pending: list[_Script]) -> list[_Applied]:
             for script in pending:
                 if not batch.run(script):
                     break
-            # batch.run() puts off no script that is the first: there is a last one, to be blamed.
+            # `done` is not empty, because the first script is never put off. If the commit fails,
+            # the last script is blamed.
             script, committing = batch.done[-1].script, True
             run.commit(connection, batch.done)
         except BaseException as error:
@@ -962,14 +979,14 @@ class _Batch:
         self._connection = connection
         self._began = time.monotonic()
         self._authorizer = _Authorizer()
-        self._references = _References(connection, run.measures)
+        self._references = _References(connection, run.counts_dangling)
         connection.set_authorizer(_as_callback(self._authorizer.callback()))
         connection.set_progress_handler(_as_callback(run.tick), TICK_INSTRUCTIONS)
 
     def run(self, script: _Script) -> bool:
-        """Run one script, and set its version. Return False if the batch ends here: before the
-        script, if it needs another transaction, or after it, if the next one needs another
-        connection."""
+        """Run one script, and set its version. Return whether the batch goes on. If it does not,
+        `done` tells whether the script ran: it did not if it needs another transaction, and it did
+        if the next one needs another connection."""
         plan = self._run.plan(script)
         if self.done and (plan.on_copy or plan.own_transaction
                           or time.monotonic() - self._began > BATCH_SECONDS):
@@ -994,7 +1011,8 @@ class _Batch:
                 remedy="End it with RELEASE")
         _check_references(connection, self._database.report, script, header,
                           *self._references.dangling(authorizer.changes))
-        connection.execute(UPDATE_META, (script.version,)).fetchall()  # count_changes makes a row
+        # fetchall(), because with PRAGMA count_changes an UPDATE returns a row.
+        connection.execute(UPDATE_META, (script.version,)).fetchall()
         is_blank = not header.pragmas and _skip_blank(header.rest, 0) == len(header.rest)
         self.done.append(_Applied(script, reading.checksum, time.perf_counter() - since,
                                   ", no statement in it" * is_blank, authorizer.changes))
@@ -1020,23 +1038,29 @@ class _Batch:
                     statements_from: int) -> None:
         """Run a script block by block. A block that fails is run again one statement at a
         time, because SQLite does not say which of its statements failed."""
-        authorizer = self._authorizer
+        authorizer, connection = self._authorizer, self._connection
         for line, text in blocks:
             singly = line >= statements_from
             for number, piece in _statements(text, line) if singly else ((line, text),):
+                def execute(piece: str = piece) -> None:
+                    authorizer.execute(connection, piece)
+
                 try:
-                    authorizer.execute(self._connection, piece)
+                    if singly:  # a database that the script has attached may be locked
+                        self._database.retry_while_locked(execute)
+                    else:
+                        execute()
                 except self._database.errors as error:
                     if authorizer.needs_own_transaction:
                         raise _Retry(script, own_transaction=True) from None
-                    if authorizer.needs_autocommit or _needs_autocommit(str(error)):
+                    if authorizer.needs_autocommit or _asks_for_autocommit(str(error)):
                         raise _Retry(script, on_copy=True) from None
                     failure = _to_failure(self._database, script, error, number, piece,
                                           authorizer.denied)
                     if singly or not isinstance(failure, _ScriptFailed):
                         raise failure from None
                     raise _Retry(script, statements_from=line) from None
-                if not self._connection.in_transaction:
+                if not self._connection.in_transaction:  # no way is known, but then nothing holds
                     raise _Retry(script, on_copy=True)
             self._run.tick()
 
@@ -1044,7 +1068,7 @@ class _Batch:
         """Roll back. An error here must not hide the one that made it necessary; only an
         interrupt goes before it."""
         connection = self._connection
-        connection.set_authorizer(lambda *details: sqlite3.SQLITE_OK)  # None fails before 3.11
+        connection.set_authorizer(lambda *details: sqlite3.SQLITE_OK)  # None needs Python 3.11
         connection.set_progress_handler(None, 0)  # a second signal must not disturb this
         try:
             if connection.in_transaction:  # else SQLite has rolled back already
@@ -1054,7 +1078,7 @@ class _Batch:
                 raise KeyboardInterrupt from None
 
 
-def _needs_autocommit(message: str) -> bool:
+def _asks_for_autocommit(message: str) -> bool:
     """Return whether SQLite says that a statement does not work inside a transaction."""
     return any(sign in message for sign in (
         "within a transaction", "within transaction", "inside a transaction")) or (
@@ -1081,7 +1105,8 @@ class _Authorizer:
     def __init__(self) -> None:
         self._is_on = False  # statements of a script are running
         self._expects_commit = False  # the next COMMIT is that with which executescript() begins
-        self._known: set[str] = set()  # tables in changes.changed: callback() allows more INSERTs
+        self._known: set[str] = set()  # tables, as they are written, for more INSERTs into which
+        # nothing is left to note or to deny
 
     def start(self, enforced: bool, is_first: bool) -> None:
         """Forget the script before. The next one `is_first` in its transaction or not, and foreign
@@ -1145,7 +1170,8 @@ class _Authorizer:
             if action in (sqlite3.SQLITE_CREATE_VIEW, sqlite3.SQLITE_CREATE_TRIGGER):
                 changes.note_break()
         elif action in DROPPING:
-            changes.dropped.add(name)
+            if action != sqlite3.SQLITE_DROP_TRIGGER or of not in changes.dropped:
+                changes.dropped.add(name)  # else it goes with its table
             changes.note_break()
         elif action == sqlite3.SQLITE_CREATE_INDEX:
             changes.changed.add(of)
@@ -1244,7 +1270,7 @@ def _run_on_copy(run: _Run, pending: list[_Script]) -> list[_Applied]:
 
     def work(reader: sqlite3.Connection) -> int:
         run.check_not_moved(reader)
-        copy.remove_leftovers()
+        copy.remove_leftovers()  # first, because ours needs the space
         run.prepare_once(reader)
         done.append(_work_on_copy(run, script, copy, reader))
         copy.remove_leftovers()  # the script of a killed runner can have made its copy anew
@@ -1255,7 +1281,7 @@ def _run_on_copy(run: _Run, pending: list[_Script]) -> list[_Applied]:
     except _CopyRejected as error:
         raise _ScriptFailed(script, str(error)) from None
     except _LockedError as error:
-        if not done:  # the script has not run yet
+        if not done:  # the script has not run, or not to its end
             raise
         raise _ScriptFailed(script, f"its work was discarded, because {error.who}",
                             remedy=error.remedy) from None
@@ -1274,8 +1300,8 @@ def _work_on_copy(run: _Run, script: _Script, copy: _WorkingCopy, reader: sqlite
     if script.is_sql:
         mode = _run_statements(run, script, header, blocks, copy.path)
         if mode in ("delete", "persist", "truncate") and _journal_mode(reader) == "wal":
-            run.database.report.warn(f"{run.database.name} stays in WAL mode after {script.name}, "
-                                     "because that leaves the mode elsewhere than at its head")
+            run.database.report.warn(f"{run.database.name} stays in WAL mode after {script.name}: "
+                                     "only a PRAGMA before all other statements can end this mode")
     else:
         output = _run_process(run, script, copy.path)
     if not os.path.isfile(copy.path):  # SQLite would create an empty one
@@ -1398,14 +1424,16 @@ class _WorkingCopy:
 
     def _replace_in_rollback_mode(self, target: sqlite3.Connection, reader: sqlite3.Connection,
                                   work: Callable[[sqlite3.Connection], int]) -> None:
-        """Readers read on until the copy is complete; then our COMMIT waits for them."""
+        """Readers read on until the copy is complete. Then our COMMIT waits for them, because
+        SQLite makes the lock an exclusive one for it, even if the transaction is empty."""
         database = self._database
         database.begin(target)
         if _journal_mode(target) == "wal":
             raise _StartAgain  # another process has changed it just before we had the lock
-        # This PRAGMA comes after BEGIN: if BEGIN recovered a hot journal in exclusive mode,
-        # `target` would be exclusive at once, and `reader` could never read. It comes before
-        # COMMIT, because COMMIT would release the lock in normal mode.
+        # locking_mode = EXCLUSIVE has to come between BEGIN and COMMIT. If BEGIN recovered a hot
+        # journal in exclusive mode, `target` would be exclusive at once, and `reader` could never
+        # read. In normal mode, COMMIT would release the lock, and the row of a writer that gets in
+        # between would be lost.
         target.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
         self._create()
         version = work(reader)
@@ -1504,10 +1532,14 @@ class _WorkingCopy:
         if _identify(self.path)[:2] == self._identity[:2]:  # a script may change the mode
             return
         with _closing(self._database.open(self.path)) as other:
-            if _journal_mode(other, "DELETE") != "delete":
-                raise _CopyRejected(f"a process that it started still uses {GIVEN}")
-            # With a journal on the disk, SQLite does not write to a file that was moved. (Some
-            # builds do not know the mode OFF.)
+            try:
+                _journal_mode(other, "DELETE")
+            except self._database.errors as error:
+                if not _is_locked(error):
+                    raise
+                raise _CopyRejected(f"a process that it started still uses {GIVEN}") from None
+            # With a journal on the disk, SQLite does not write to a file that was moved. (MEMORY,
+            # because some builds do not know the mode OFF.)
             gate.execute("PRAGMA journal_mode = MEMORY").fetchall()
             _copy_pages(other, gate, self._watch_time())
 
@@ -1829,7 +1861,7 @@ def _explain_dangling(connection: sqlite3.Connection, new: KeysThatDangle, comme
 # before the transaction. All other PRAGMAs run inside it, so that user_version and
 # application_id are rolled back with it.
 OUTSIDE_PRAGMAS = frozenset((
-    "auto_vacuum", "encoding", "foreign_keys", "journal_mode", "locking_mode", "page_size",
+    "encoding", "foreign_keys", "journal_mode", "locking_mode", "page_size",
     "synchronous", "temp_store", "wal_checkpoint"))
 DIRECTIVES = ("no-foreign-key-check", "no-transaction", "squashed")
 COMMENT = r"--[^\n]*|/\*.*?(?:\*/|\Z)"
@@ -2123,6 +2155,16 @@ def _look_like_scripts(folder: str, others: list[str], no_scripts: bool) -> list
     return sorted(found)
 
 
+def _scan_for(database: _Database, folder: str) -> _Listing:
+    """List the migrations directory. If there is none, the first error that a person has to hear
+    of may be that of the database, because to enroll it creates the directory."""
+    try:
+        return _scan(folder)
+    except _MissingError:
+        database.read()
+        raise
+
+
 def _scan_unique(migrations_dir: StrPath) -> _Listing:
     """List the migrations directory; raise ValueError if two scripts have one number."""
     listing = _scan(migrations_dir)
@@ -2150,8 +2192,8 @@ def _describe_twins(listing: _Listing, db: str = "", applied: Iterable[str] = ()
         elif len(checksums) == 1 and checksums.pop().strip("0-"):
             text += "They are the same: delete all but one."
         else:
-            text += "Renumber one that production does not have" + _move_commands(
-                listing.folder, names, new_names or {})
+            text += "Renumber one that production does not have (and any later script of yours " \
+                    "that needs it)" + _move_commands(listing.folder, names, new_names or {})
         texts.append(text)
     return texts
 
@@ -2220,7 +2262,7 @@ SELECT_NUMBERS = (
 NO_ROW: Row = ("", "", "")  # of a script that the history does not have
 
 
-def _read_history(connection: sqlite3.Connection, version: int) -> dict[int, Row]:
+def _read_history(connection: sqlite3.Connection, version: int) -> History:
     """Return (name, checksum, time) of what was applied up to a version, {} without a history.
 
     Raises: MigrationError if the table of this name is somebody else's.
@@ -2254,7 +2296,7 @@ def _is_as_recorded(connection: sqlite3.Connection, version: int, listing: _List
 
 class _State:
     """How a script that there is or was stands to one database: its state, one of those that
-    _read_states() explains, and the row of the history under its number."""
+    _compare_history() explains, and the row of the history under its number."""
 
     def __init__(self, number: int, name: str, state: str, row: Row) -> None:
         self.number = number
@@ -2268,9 +2310,10 @@ class _State:
         self.applied_at = row[2] or None if self.has_run or state == "missing" else None
 
 
-def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing,
-                 thorough: bool = True) -> list[_State]:
-    """Return the state of each script that there is or was, in order. The states:
+def _compare_history(history: History, version: int, listing: _Listing, thorough: bool = True,
+                     ) -> list[_State]:
+    """Return the state of each script that there is or was, in order. (This reads scripts, so
+    better call it when no transaction is open.) The states:
 
     pending   its number is above the version of the database
     applied   it ran, or counts as applied because the version was set by hand
@@ -2280,38 +2323,32 @@ def _read_states(connection: sqlite3.Connection, version: int, listing: _Listing
     missing   it ran, and is no longer in the directory
     squashed  it ran, and the squashed script has replaced it
 
-    Unless it is `thorough`, scripts below the version are compared by their numbers alone, and
-    the result is [] if nothing can be wrong (the common case at start-up).
+    Unless it is `thorough`, scripts below the version are compared by their numbers alone.
     """
-    if not thorough and _is_as_recorded(connection, version, listing):
-        return []
-    history = _read_history(connection, version)
-    if not history and not thorough:
-        return []
     states = []
     ran_above = False  # a script ran above this number, and the version was not set in between
     for number in sorted({*listing.names, *history}, reverse=True):  # from the last to the first
         row = history.get(number, NO_ROW)
-        recorded, checksum, _ = row
+        recorded_name, checksum, _ = row
         name_there = listing.names.get(number)
         names = listing.twins.get(number) or ([name_there] if name_there else [])
         if not names and number <= listing.squashed_version:
-            states.append(_State(number, recorded, "squashed", row))
-        elif not names and recorded and checksum:
-            states.append(_State(number, recorded, "missing", row))
+            states.append(_State(number, recorded_name, "squashed", row))
+        elif not names and recorded_name and checksum:
+            states.append(_State(number, recorded_name, "missing", row))
         for name in reversed(names):
-            # Also if the version was set by hand, or if a script that was squashed has run.
-            state = "applied"
+            state = "applied"  # also if the version was set by hand, or a squashed script has run
             if number > version:
                 state = "pending"
             elif number not in history and ran_above:
                 state = "late"
-            elif (recorded and (number != listing.squashed_version or name == recorded)
-                    and (thorough or number == version and name != recorded)):
-                state = _compare(listing.folder, name, recorded, checksum)
+            elif (recorded_name
+                    and (number != listing.squashed_version or name == recorded_name)
+                    and (thorough or number == version and name != recorded_name)):
+                state = _compare(listing.folder, name, recorded_name, checksum)
             states.append(_State(number, name, state, row))
-        if number in history:  # a row without a name stands for all scripts below it, too
-            ran_above = bool(recorded)
+        if number in history:  # without a name, it says that all below it count as applied
+            ran_above = bool(recorded_name)
     return states[::-1]
 
 
@@ -2364,9 +2401,10 @@ def _find_problems(states: list[_State], listing: _Listing, version: int, databa
     refusals = _describe_renumbered(states, renumbered, listing, database, to)
     if refusals:  # their commands also run what never ran
         states = [each for each in states if not each.needs_number]
-    # What is not pending has only a wrong number, and needs no new one.
+    # A script that ran under another number, and is not pending, only has to get its name back.
     moved = [each.name for each in states if each.needs_number and each.name in renumbered]
-    states = [each for each in states if each.name not in moved]
+    states = [each for each in states
+              if each.name not in moved and each.name not in renumbered.values()]
     warnings = _describe_states(states, listing, version, database, new_names)
     if moved:
         warnings.append(_list_renumbered(moved, renumbered, database.name) + ". Restore the name"
@@ -2380,8 +2418,8 @@ def _find_problems(states: list[_State], listing: _Listing, version: int, databa
 def _refuse_twins_for(database: _Database, listing: _Listing) -> None:
     """Raise _TwinsError if two scripts have one number; it says which of them ran."""
     if listing.twins:
-        version, states = database.read(
-            lambda connection, version: _read_states(connection, version, listing))
+        version, history = database.read(_read_history)
+        states = _compare_history(history, version, listing)
         refusals, _ = _find_problems(states, listing, version, database)
         raise _TwinsError("\n".join(refusals), version=version)
 
@@ -2495,7 +2533,8 @@ def _record(connection: sqlite3.Connection, version: int, done: list[_Applied],
         if version not in listing.names:
             rows.append((version, "", "", now))
         rows += [(each.number, each.name, _checksum(listing.folder, each.name), "")
-                 for each in _read_states(connection, version, listing)
+                 for each in _compare_history(
+                     _read_history(connection, version), version, listing)
                  if each.state == "applied" and each.row == NO_ROW]
     connection.executemany(INSERT_HISTORY, rows)
 
@@ -2511,17 +2550,18 @@ def _accept_edits(database: _Database, folder: str) -> list[str]:
         version = _read_version(connection, database.name)
         if not connection.execute(HAS_HISTORY).fetchall():
             _record(connection, version, [], listing, _read_objects(connection))
-        states = _read_states(connection, version, listing)
+        states = _compare_history(_read_history(connection, version), version, listing)
         # Without the checksums of these rows, the next run would apply the scripts twice.
         renumbered = _find_renumbered(states, folder).values()
         for each in states:
             number, name, row = each.number, each.name, each.row
             if each.state == "missing" and number < listing.latest and name not in renumbered:
                 new = name, ""
+            # The squashed script has not run if the row names one that it replaced.
             elif each.has_run and (number != listing.squashed_version or row[0] in ("", name)):
                 new = name, _checksum(folder, name)
             else:
-                continue  # the squashed script has not run if the row names one that it replaced
+                continue
             if number < min(version, *listing.names):  # nothing below it can be late
                 connection.execute(DELETE_HISTORY, (number, number))
             elif row[:2] != new:
@@ -2541,14 +2581,15 @@ def _status(database: _Database, folder: str, listing: _Listing | None = None,
     """Return what status() returns. A caller that passes a `listing` has already reported the
     problems of the directory itself, so they are left out."""
     with database.explained():
-        found = listing or _scan(folder)
+        found = listing or _scan_for(database, folder)
 
     def read(connection: sqlite3.Connection, version: int) -> tuple[Any, ...]:
-        return (_read_states(connection, version, found),
+        return (_read_history(connection, version),
                 _squash_refusal(connection, version, MAX_VERSION, found, database.name),
                 *_broken_and_known(connection))
 
-    version, (states, squash_refusal, broken, known) = database.read(read)
+    version, (history, squash_refusal, broken, known) = database.read(read)
+    states = _compare_history(history, version, found)
     refusals, problems = _find_problems(states, found, version, database, several=several,
                                         of_directory=not listing)
     if squash_refusal:
@@ -2638,7 +2679,7 @@ class _Database:
     def open(self, path: str = "") -> sqlite3.Connection:
         """Connect to the database, or to a copy of it. With isolation_level None, the sqlite3
         module begins no transaction behind our back."""
-        if self.connect is sqlite3.connect and self.durable:
+        if self.connect is sqlite3.connect:
             plain = sqlite3.connect(path or self.path, timeout=0.1, isolation_level=None)
             plain.text_factory = DECODE
             return plain
@@ -2693,8 +2734,8 @@ class _Database:
             raise
 
     def read(self, also: Reader = lambda *details: None) -> tuple[int, Any]:
-        """Return (version, also(connection, version)), both of one state. Takes no lock that
-        blocks a writer."""
+        """Return (version, also(connection, version)), both of one state. A writer waits no longer
+        than this takes, and in WAL mode not at all."""
         def read(connection: sqlite3.Connection) -> tuple[int, Any]:
             version = _read_version(connection, self.name)
             return version, also(connection, version)
@@ -2711,6 +2752,8 @@ class _Database:
         self.must_exist()
         try:
             return self.retry_while_locked(lambda: read_by(self.open()))
+        except MigrationError:
+            raise
         except self.errors + (MemoryError,) as error:
             if not self._needs_immutable(error):
                 raise _explain(error, name=self.name) from error
@@ -2804,7 +2847,11 @@ class _Database:
 
     def execute_patiently(self, connection: sqlite3.Connection, statement: str) -> None:
         """Execute a statement that begins or ends a transaction, or is outside of one."""
-        self.retry_while_locked(lambda: connection.execute(statement).fetchall())
+        def execute() -> None:
+            for _ in connection.execute(statement):
+                pass  # memory must not hold all rows of a SELECT
+
+        self.retry_while_locked(execute)
 
     def prepare_for_writing(self, connection: sqlite3.Connection) -> str:
         return self.retry_while_locked(  # to read the mode takes a lock
@@ -2839,7 +2886,7 @@ class _Database:
             return False
         except (_MissingError, _EmptyError):  # a file without any table is no database yet
             pass
-        except UnversionedError:  # or another process has created it while we looked
+        except UnversionedError:  # it has tables, or another process has created it meanwhile
             return False
         with self.explained():
             os.makedirs(os.path.dirname(_follow_link(self.path)), exist_ok=True)
@@ -2903,8 +2950,7 @@ def _prepare_for_writing(connection: sqlite3.Connection, durable: bool = True) -
     cannot roll back after a crash without it.
     """
     connection.execute("PRAGMA foreign_keys = OFF").fetchall()
-    if not durable:
-        connection.execute("PRAGMA synchronous = OFF").fetchall()
+    connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}").fetchall()
     mode = _journal_mode(connection)
     return _journal_mode(connection, "DELETE") if durable and mode in WEAK_JOURNALS else mode
 
@@ -2964,7 +3010,8 @@ def _read_version(connection: sqlite3.Connection, name: str) -> int:
 class _LockedError(MigrationError):
     """Another connection has held the database for longer than the timeout."""
 
-    remedy = "Wait for it to finish, or raise the timeout (--timeout, or timeout= of migrate())"
+    remedy = ("Wait for it to finish (if it is a connection of your own, commit), or raise the "
+              "timeout (--timeout, or timeout= of migrate())")
 
     def __init__(self, who: str, state: str = "Nothing was changed.") -> None:
         super().__init__(f"database is locked: {who}. {state} {self.remedy}, then run this again.")
@@ -2979,17 +3026,19 @@ class _Wait:
     def __init__(self, database: _Database) -> None:
         self._database = database
         self._since = self._looked = time.monotonic()
-        self._seen: tuple[str, object] | None = None  # who held it, and the version
+        self._holder = ""  # who held it, and the version, when that was looked at last
+        self._version: object = None
 
     def pause(self) -> None:
         """Wait for a moment; raise MigrationError if the time is up."""
         database, now = self._database, time.monotonic()
         database.report.check_stop()
         if now - self._looked > 0.5 or now - self._since >= database.timeout:
-            holder, _ = seen = self._look()
-            if self._seen and seen != self._seen:
+            holder, version = self._look()
+            version = version or self._version  # None if it cannot be read just now
+            if self._holder and (holder, version) != (self._holder, self._version):
                 self._since = now
-            self._seen, self._looked = seen, now
+            self._holder, self._version, self._looked = holder, version, now
             if now - self._since >= database.timeout:
                 raise _LockedError(f"{holder} has held {database.name} for more than "
                                    f"{database.timeout:g} s")
@@ -3088,9 +3137,9 @@ def _back_up(database: _Database, ending: str = ".backup", tries_left: int = 2) 
         if os.path.exists(new) or not tries_left:
             raise MigrationError(f"no backup of {database.name} could be made: "
                                  f"{_explain(error, name=database.name)}") from error
+        # Else another process, which was about to run a script on a copy, took ours for a leftover.
     finally:
         _remove_database(new)
-    # Another process, which was about to run a script on a copy, took ours for a leftover.
     return _back_up(database, ending, tries_left - 1)
 
 
@@ -3357,7 +3406,7 @@ def _has_access_list(path: str) -> bool:
 
 def _take_stamped_name(path: str, ending: str, take: Callable[[str], None]) -> str:
     """Call `take` with a name that is made of that of a database, the time, and an ending, until
-    the name is free. Return what it has beyond that of the database."""
+    the name is free. Return the part of it behind the path of the database."""
     now = int(time.time())
     while True:
         stamp = time.strftime(".%Y%m%d_%H%M%S", time.localtime(now)) + ending
@@ -4019,15 +4068,17 @@ class _EmptyCopy:
                                   "AND tbl_name = ? COLLATE NOCASE", (table,)).fetchall():
                 execute(f"DROP TRIGGER {_quoted(other)}")
             execute(sql)
-            columns = [_quoted(row[1]) for row in execute(
-                f"PRAGMA main.table_xinfo({quoted})").fetchall() if not row[6]]  # not generated
+            rows = execute(f"PRAGMA main.table_xinfo({quoted})").fetchall()
+            names = {_fold(row[1]) for row in rows}
+            columns = [_quoted(row[1]) for row in rows if not row[6]]  # not generated
             writes = {
                 "insert": f"INSERT INTO main.{quoted} DEFAULT VALUES",
                 "delete": f"DELETE FROM main.{quoted}",
                 "update": f"UPDATE main.{quoted} SET " + ", ".join(f"{c} = {c}" for c in columns)}
             # Behind the name, the event comes before all else that is called like one.
-            event = next(filter(writes.__contains__, map(_fold, _texts(sql)[3:])))
-            reason = self._compile(writes[event])
+            texts = _texts(sql)[3:]
+            event = next(filter(writes.__contains__, map(_fold, texts)))
+            reason = self._compile(writes[event]) or _find_lacking_column(texts, names)
             # A trigger that writes to its own view may need one that we have dropped.
             return "" if _fold(reason).startswith(f"cannot modify {_fold(table)} ") else reason
         except self._connection.Error:
@@ -4051,6 +4102,17 @@ class _EmptyCopy:
         return "" if is_elsewhere or any(map(reason.__contains__, OF_THE_APPLICATION)) else reason
 
 
+def _find_lacking_column(trigger: list[str], columns: set[str]) -> str:
+    """Return what is wrong if a trigger is for an UPDATE OF a column that its table lacks, else "".
+    SQLite takes such a trigger, and never runs it. `trigger` are the texts behind its name."""
+    folded = [*map(_fold, trigger)]
+    start = folded.index("update") + 2 if "update" in folded else 0
+    if folded[start - 1:start] != ["of"]:
+        return ""
+    named = [_bare(text) for text in trigger[start:folded.index("on", start)] if text != ","]
+    return "".join([f"no such column: {name}" for name in named if _fold(name) not in columns][:1])
+
+
 def _find_fault_of_keys(connection: sqlite3.Connection, child: str, lacking: Container[str],
                         ) -> str:
     """Return why a foreign key of a table cannot work, "" if all can. A parent that is `lacking`
@@ -4062,6 +4124,21 @@ def _find_fault_of_keys(connection: sqlite3.Connection, child: str, lacking: Con
             return (f"has a foreign key that cannot work: {', '.join(columns)} refers to "
                     f"the table {parent}, which {why}")
     return ""
+
+
+def _lost_with_tables(connection: sqlite3.Connection, before: list[Any],
+                      ran: list[tuple[str, _Changes | None]]) -> list[str]:
+    """Return the indexes and triggers that scripts have dropped without naming them: DROP TABLE
+    drops those of its table too, and a rebuild has to create them again. (It is not known what a
+    script did on a copy.)"""
+    if any(changes is None for _, changes in ran):
+        return []
+    now = connection.execute(SELECT_OBJECTS).fetchall()
+    there = {(kind, _fold(name)) for kind, name, *_ in now}
+    named = set[str]().union(*(changes.dropped for _, changes in ran if changes))
+    return [f"{kind} {name} of {table}" for kind, name, table, _ in before
+            if kind in ("index", "trigger") and (kind, _fold(name)) not in there
+            and ("table", _fold(table)) in there and _fold(name) not in named]
 
 
 def _blame(name: str, fault: str, ran: list[tuple[str, _Changes | None]]) -> str:
@@ -4153,11 +4230,15 @@ def _source(sql: str, element: Tokens) -> str:
     return sql[element[0][2]:element[-1][2] + len(element[-1][1])] if element else ""
 
 
-def _definitions(sql: str) -> list[str]:
-    """Return the columns, constraints and options of a table, each in one line."""
+def _definitions(sql: str) -> dict[tuple[str, ...], str]:
+    """Return the columns of a table by ("column", name in small letters), and its constraints and
+    options by their text, each in one line."""
     _, columns, constraints, options = _split_table(sql)
-    parts = (*columns, *constraints, options)
-    return [" ".join(_source(sql, part).split()) for part in parts if part]
+    found: dict[tuple[str, ...], str] = {}
+    for part in (*columns, *constraints, options):
+        text = " ".join(_source(sql, part).split())
+        found[("column", _fold(_bare(part[0][1]))) if part in columns else (text,)] = text
+    return found
 
 
 class _Change:
@@ -4318,8 +4399,16 @@ class _Change:
         old, new = _definitions(before), _definitions(after)
         note = " ".join(f"rebuilds the table {name}".split())  # a name may hold a line end
         self.notes.append(note)
-        self.notes += [f"removes from the definition of {name}: {x}" for x in old if x not in new]
-        self.notes += [f"adds to the definition of {name}: {x}" for x in new if x not in old]
+        for key, text in {**old, **new}.items():
+            if key not in new and key[0] == "column":
+                column = _read_columns(self.scratch, table)[key[1]].name
+                self.notes.append(f"drops the column {name}.{column}, with its data")
+            elif key not in new:
+                self.notes.append(f"removes from the definition of {name}: {text}")
+            elif key not in old:
+                self.notes.append(f"adds to the definition of {name}: {text}")
+            elif text != old[key]:
+                self.notes.append(f"changes in {name}: {old[key]} -> {text}")
         for first, *others in self.rebuilds(table, self.values(table, fill)):
             failure = self.attempt(table, [f"-- {note}\n{first}", *others])
             if not failure:
@@ -4960,8 +5049,10 @@ def _squash_refusal(connection: sqlite3.Connection, version: int, to: int, listi
         return ""
     tables = [name for kind, name, *_ in _read_application(connection) if kind == "table"]
     if version:
+        before = os.path.join(listing.folder, f"before-{last:04d}")
+        here = f", or with --migrations {_shell_path(before)}" * os.path.isdir(before)
         reason = (f"{database} is at version {version}. Migrate it first with a release that "
-                  f"still has the scripts up to {last}.")
+                  f"still has the scripts up to {last}{here}.")
     elif to < last:
         reason = f"there is no version {to} any more. Stop at {last} or above."
     elif min(names) < last:
@@ -5237,6 +5328,7 @@ ERRORS: dict[str | tuple[str, ...], tuple[str, str]] = {
     ("error in view", "error in trigger"): (
         "{text}", "Drop that view or trigger first, and create it again afterwards if it is still "
         "needed; or begin the script with the line `PRAGMA legacy_alter_table = ON;`"),
+    "UNIQUE constraint failed": ("{text}", "Remove duplicates first, in the same script"),
     ("database disk image is malformed", "malformed database schema"): (
         "{db} is damaged ({text})", "Restore a backup of it with --restore"),
     ("attempt to write a readonly database", "unable to open database file"): (
@@ -5292,6 +5384,10 @@ def _to_failure(database: _Database, script: _Script, error: BaseException,
     """Translate an exception raised while `script` ran. An SQLite error becomes _ScriptFailed,
     or KeyboardInterrupt if that is what caused it; a MigrationError and any other exception
     is returned unchanged. `why` is the reason if the authorizer denied the statement."""
+    if statement and (isinstance(error, _LockedError) or _is_locked(error)):
+        # We hold the lock of the script's own database, unless that is a copy.
+        return _ScriptFailed(script, "database is locked: another connection holds a database that "
+                             "it has attached", line, statement, remedy=_LockedError.remedy)
     if isinstance(error, MigrationError) or not isinstance(
             error, database.errors + (sqlite3.Warning, MemoryError)):
         return error
@@ -5306,6 +5402,9 @@ def _to_failure(database: _Database, script: _Script, error: BaseException,
     elif statement and not sqlite3.complete_statement(statement) and (
             "incomplete input" in what or "unrecognized token" in what):
         what = "the file ends within this statement, or within a quote in it"
+    elif what.endswith("syntax error") and _fold(statement[:12]) == "alter table ":
+        remedy = ("SQLite can only rename a table, and add, rename or drop a column. For any other "
+                  "change, edit a schema file, and let --new WORDS --schema FILE write the script")
     elif not statement and not remedy:
         what = f"it cannot be committed with its version: {what}"
     return _ScriptFailed(script, what, line, statement or None,
@@ -5657,9 +5756,10 @@ class _Command:
         self.report = database.report
         self.several = len(arguments.db) > 1
 
-    def migrate(self) -> None:
-        _Run(self.database, self.folder, self.arguments.to, self.arguments.backup,
-             self.listing).run()
+    def migrate(self) -> int:
+        """Return how many scripts were applied."""
+        return len(_Run(self.database, self.folder, self.arguments.to, self.arguments.backup,
+                        self.listing).run())
 
     def create(self) -> None:
         what = "created" if self.database.create() else "already exists"
@@ -5743,7 +5843,8 @@ class _Command:
                 ("AUTOINCREMENT goes back, so that ids are used again", "sequences")):
             if found[kind]:
                 self.report.result("\n".join([f"\n{title}:", *_describe_changes(found, kind)]))
-        self.report.result(f"\nThis was a rehearsal: {self.path} is untouched.")
+        end = f": {self.path} is untouched" if found["untouched"] else f" on a copy of {self.path}"
+        self.report.result(f"\nThis was a rehearsal{end}.")
         if found["broken"]:
             raise MigrationError("the scripts leave something that no longer works: see the "
                                  "warnings")
@@ -5832,45 +5933,49 @@ def _work_on_several(arguments: argparse.Namespace, connect: Connect, signals: l
         for problem in problems:
             _say(f"warning: {problem}")
 
-    def work(path: str) -> bool:
-        """Work on one of them. If that fails, report why, and return False."""
+    def work(path: str) -> int | None:
+        """Work on one of them, and return how many scripts were applied. If that fails, report
+        why, and return None."""
         shows = arguments.verbose and not arguments.quiet
         report = _Report(shows, shows, logged=False, target=f" to {path}", stop=signals)
         try:
             report.check_stop()
             database = _Database(path, arguments.timeout, connect, report)
-            ACTIONS[action][0](_Command(arguments, database, listing))
-            return True
+            return ACTIONS[action][0](_Command(arguments, database, listing)) or 0
         except (sqlite3.Error, OSError, ValueError, MemoryError) as error:
             text = str(error) or "out of memory"
             report.end_progress()
             _say(f"error: {text}" if path in text else f"error: {path}: {text}")
             if arguments.json:
                 _print_json({"db": path, "error": str(error)})
-            return False
+            return None
 
     if arguments.jobs > 1 and action != "--enroll":  # the first may write the script for all
-        successes = _in_threads(arguments.jobs, work, databases)
+        numbers = _in_threads(arguments.jobs, work, databases)
     else:
-        successes = [work(path) for path in databases]
-    failed = [path for path, success in zip(databases, successes) if not success]
+        numbers = [work(path) for path in databases]
+    failed = [path for path, number in zip(databases, numbers) if number is None]
     if not arguments.quiet and not arguments.json:
-        _say(f"{_plural(sum(successes), 'database')} done", result=True)
+        done = len(databases) - len(failed)
+        applied = f" ({_plural(sum(filter(None, numbers)), 'migration')} applied)"
+        _say(f"{_plural(done, 'database')} done" + applied * bool(done and action == "migrating"),
+             result=True)
     if failed:
         _say(f"error: {len(failed)} of {len(databases)} failed: {_cut(failed)}")
     return int(bool(failed))
 
 
-def _in_threads(number: int, work: Callable[[str], bool], paths: list[str]) -> list[bool]:
+def _in_threads(number: int, work: Callable[[str], T], paths: list[str]) -> list[T]:
     """Return what `work` returns for each path. The threads wait for the disk most of the time.
     (Processes were slower, and a pool of processes hangs on some Pythons if one is killed.)"""
     import threading
-    todo, successes, errors = iter(paths), dict[str, bool](), list[BaseException]()
+    todo, errors = iter(paths), list[BaseException]()
+    results: dict[str, T] = {}
 
     def run() -> None:  # (concurrent.futures takes longer than a small database)
         for path in todo:  # all threads take their paths from this one iterator
             try:
-                successes[path] = work(path)
+                results[path] = work(path)
             except BaseException as error:  # a signal has come, or `connect` failed
                 errors.append(error)
             if errors:
@@ -5884,7 +5989,7 @@ def _in_threads(number: int, work: Callable[[str], bool], paths: list[str]) -> l
             thread.join(POLL_SECONDS)  # in turns: on Windows a signal comes in between
     if errors:
         raise errors[0]
-    return [successes[path] for path in paths]
+    return [results[path] for path in paths]
 
 
 # -------------------------------------------------------------- the program

@@ -914,6 +914,45 @@ class ConnectionState(Case):
         migrate("x.db", "m")
         self.assertEqual(self.sql("SELECT x FROM o", "other.db"), [(1,), (2,)])
 
+    def test_who_holds_an_attached_database_is_waited_for_and_the_right_one_is_named(self):
+        self.create()
+        self.sql("CREATE TABLE o (x)", "other.db")
+        for head in ("", "-- fastmigrate: no-transaction\n"):
+            self.script("0001-a.sql", head + "ATTACH 'other.db' AS other;\n"
+                                             "INSERT INTO other.o VALUES (1);\n")
+            other = sqlite3.connect("other.db", isolation_level=None)
+            self.addCleanup(other.close)
+            other.execute("BEGIN IMMEDIATE")
+            self.refuses(self.go("--timeout", 0), f"{2 + bool(head)}: database is locked: another "
+                         "connection holds a database that it has attached")
+            pauses = []
+
+            def pause(seconds, other=other, pauses=pauses):
+                pauses.append(seconds)
+                if len(pauses) == 3:
+                    other.execute("ROLLBACK")
+
+            with mock.patch("time.sleep", pause):
+                self.works(self.go())
+            self.assertEqual(len(pauses), 3)
+            self.create("y.db")
+            os.replace("y.db", "x.db")
+        self.assertEqual(self.sql("SELECT x FROM o", "other.db"), [(1,), (1,)])
+
+    def test_the_mode_of_vacuum_is_rolled_back_with_its_script(self):
+        self.create()
+        with contextlib.closing(sqlite3.connect("x.db")) as connection:
+            connection.executescript("PRAGMA auto_vacuum = FULL; VACUUM;")
+        self.script("0001-a.sql", "PRAGMA auto_vacuum = INCREMENTAL;\nSELECT nope;\n")
+        self.refuses(self.go(), "m/0001-a.sql:2: no such column: nope")
+        self.assertEqual(self.sql("PRAGMA auto_vacuum"), [(1,)])
+        self.script("0001-a.sql", "PRAGMA auto_vacuum = INCREMENTAL;\nCREATE TABLE a (x);\n")
+        self.works(self.go())
+        self.assertEqual(self.sql("PRAGMA auto_vacuum"), [(2,)])
+        self.script("0002-b.sql", "PRAGMA auto_vacuum = NONE;\nVACUUM;\n")
+        self.works(self.go())
+        self.assertEqual(self.sql("PRAGMA auto_vacuum"), [(0,)])
+
     def test_leading_pragmas_work_outside_the_transaction_and_are_undone(self):
         self.create()
         self.script("0001-a.sql", "-- first\nPRAGMA journal_mode = WAL;\nPRAGMA user_version = 7;"
@@ -2192,6 +2231,27 @@ class ManyStartersInWal(ManyStarters):
 
 
 class Waiting(Case):
+    def test_a_version_that_cannot_be_read_for_a_moment_is_no_progress(self):
+        self.create()
+        holder = sqlite3.connect("x.db", isolation_level=None)
+        self.addCleanup(holder.close)
+        holder.execute("BEGIN IMMEDIATE")
+        turns, now = [], [time.monotonic()]
+
+        def connect(path):
+            turns.append(path)
+            if len(turns) % 2:
+                raise sqlite3.OperationalError("database is locked")
+            return sqlite3.connect(path)
+
+        def pause(seconds):
+            now[0] += 1
+            self.assertLess(len(turns), 1000, "it waits for ever")
+
+        with mock.patch("time.sleep", pause), mock.patch("time.monotonic", lambda: now[0]), \
+                self.assertRaisesRegex(MigrationError, "has held x.db for more than 30 s"):
+            fastmigrate.set_db_version("x.db", 1, connect=connect)
+
     @posix_only
     def test_who_waits_waits_anew_when_the_version_moves(self):
         """Two programs, for which each script lasts 20 s; none may wait longer than 30 s."""
@@ -2523,7 +2583,7 @@ class EndState(Case):
     def warns(self, script, *parts):
         """The run succeeds, with one warning that names the script and holds the parts."""
         result = self.works(self.go())
-        self.assertEqual(result.err.count("warning: "), 1, result)
+        self.assertEqual(result.err.count("warning: after "), 1, result)
         for part in (f"after {script}, ", *parts):
             self.assertIn(part, result.err)
 
@@ -2550,6 +2610,33 @@ class EndState(Case):
         self.assertEqual(self.version(), 3)
         self.refuses(self.go("--check"), "in x.db, trigger noted does not compile")
         self.assertEqual(self.go().err, "")
+
+    def test_a_trigger_for_a_column_that_a_rebuild_left_out_is_reported(self):
+        for number, (names, fault) in enumerate((
+                ("b", "no such column: b"), ('a, "B"', "no such column: B"), ("a, [on]", "")), 2):
+            self.script(f"{number:04d}-b.sql", f"CREATE TABLE t{number} (a, \"on\");"
+                        f"CREATE TRIGGER tr{number} AFTER UPDATE OF {names} ON t{number}"
+                        " BEGIN SELECT new.a; END;")
+            result = self.works(self.go())
+            self.assertEqual("does not compile" in result.err, bool(fault), result)
+            if fault:
+                self.assertIn(f"trigger tr{number} does not compile: {fault}. Fix that", result.err)
+
+    def test_what_a_rebuild_has_dropped_without_naming_it_is_reported(self):
+        self.sql("CREATE INDEX ev_what ON ev (what)")
+        self.sql("CREATE UNIQUE INDEX tasks_name ON tasks (name)")
+        self.script("0002-b.sql", "DROP INDEX ev_what; DROP TRIGGER added;"
+                    "PRAGMA legacy_alter_table = ON; CREATE TABLE tasks_new (id INTEGER PRIMARY KEY,"
+                    "name TEXT NOT NULL); INSERT INTO tasks_new SELECT * FROM tasks; DROP TABLE tasks;"
+                    "ALTER TABLE tasks_new RENAME TO tasks;")
+        again = "CREATE TRIGGER noted AFTER UPDATE ON tasks BEGIN SELECT 1; END;"
+        for text, lost in (("", "index tasks_name of tasks, trigger noted of tasks: dropped"),
+                           (again, "warning: index tasks_name of tasks: dropped together with")):
+            shutil.copy("x.db", "y.db")
+            self.script("0003-c.sql", text)
+            self.assertIn(lost, self.works(self.run_main("--db", "y.db", "--migrations", "m")).err)
+        self.script("0003-c.sql", again + "CREATE UNIQUE INDEX tasks_name ON tasks (name, id);")
+        self.assertEqual(self.works(self.go()).err, "")
 
     def test_the_cure_leaves_nothing_broken(self):
         self.script("0002-b.sql", "PRAGMA legacy_alter_table = ON;\n" + SWAP)
@@ -3018,6 +3105,11 @@ class Collisions(Case):
         self.works(self.go("--check"))
         self.works(self.go("--verify"))
         self.assertEqual(self.sql("SELECT x FROM init"), [(201,)])
+
+    def test_a_script_under_its_new_number_is_not_missing_under_the_old_one(self):
+        self.renumber(("0002-jane", "0004-jane"))
+        for arguments in ((), ("--check",), ("--to", 2)):
+            self.assertNotIn("not in m any more", self.go(*arguments).err)
 
     def test_scripts_that_swapped_their_numbers_do_not_run_again(self):
         self.script("0003-x.sql", "CREATE TABLE x (x);")
@@ -3847,6 +3939,18 @@ class Looking(Case):
         self.assertIn("+CREATE INDEX by_hand ON t1 (x);", result.out)
         self.assertNotIn("t2", result.out)
 
+    def test_a_rehearsal_reports_a_script_that_opens_the_database_itself(self):
+        self.py_script("0005-b.py", "sqlite3.connect('x.db').execute('CREATE TABLE w (x)')")
+        result = self.works(self.go("--rehearse"))
+        self.assertIn("warning: x.db was changed during the rehearsal: by another program, or by a "
+                      "script that opens it in place of its first argument\n", result.err)
+        self.assertTrue(result.out.endswith("\nThis was a rehearsal on a copy of x.db.\n"), result)
+        self.py_script("0005-b.py", "execute('CREATE TABLE v (x)')")
+        for mode in ("delete", "wal"):
+            self.sql(f"PRAGMA journal_mode = {mode}")
+            result = self.works(self.go("--rehearse"))
+            self.assertTrue(result.out.endswith("\nThis was a rehearsal: x.db is untouched.\n"), result)
+
     def test_rehearse_shows_what_would_change_and_changes_nothing(self):
         self.script("0005-x.sql", "CREATE TABLE t5 (x); INSERT INTO t1 VALUES (1), (2);")
         self.script("0006-x.py", PY_INSERT + "c.execute('INSERT INTO t5 VALUES (1)'); c.commit()")
@@ -4211,7 +4315,8 @@ c.commit()
         before = Path("x.db").read_bytes()
         text = ("the scripts up to 3 in m were squashed into one, which builds new databases only, "
                 "but {} is at version 2. Migrate it first with a release that still has the scripts "
-                "up to 3. Nothing was changed.")
+                f"up to 3, or with --migrations {os.path.join('m', 'before-0003')}. Nothing was "
+                "changed.")
         for arguments in ((), ("--backup",), ("--to", 3), ("--check",)):
             with self.subTest(arguments):
                 self.refuses(self.go(*arguments), text.format("x.db"))
@@ -5093,7 +5198,7 @@ class SchemaChanges(Case):
                   "--rename users.fax=phone", "rename={'users.fax': 'phone'}", "--drop users.fax")
         self.change(without, drop=["Users.FAX"])
         self.assertEqual(self.users(), [(1, "a", 3), (2, "b", None)])
-        self.assertIn("removes from the definition of users: fax TEXT DEFAULT 'none'", self.notes)
+        self.assertIn("drops the column users.fax, with its data", self.notes)
         self.keeps_all()
 
     def test_a_renamed_column_keeps_its_values_and_what_names_it(self):
@@ -5126,10 +5231,9 @@ class SchemaChanges(Case):
             "fax INTEGER COLLATE NOCASE, age INT UNIQUE CHECK (age > 1)"))
         self.assertEqual(self.users(), [(1, "a", 1, 3), (2, "b", None, None)])
         for part in ("rebuilds the table users",
-                     "removes from the definition of users: fax TEXT DEFAULT 'none'",
-                     "adds to the definition of users: fax INTEGER COLLATE NOCASE",
-                     "removes from the definition of users: age INT CHECK (age > 0)",
-                     "adds to the definition of users: age INT UNIQUE CHECK (age > 1)"):
+                     "changes in users: fax TEXT DEFAULT 'none' -> fax INTEGER COLLATE NOCASE",
+                     "changes in users: age INT CHECK (age > 0) -> "
+                     "age INT UNIQUE CHECK (age > 1)"):
             self.assertIn(part, text)
             self.assertEqual(part in self.notes, not part.startswith("adds"), part)
         self.keeps_all()
@@ -5209,8 +5313,8 @@ class SchemaChanges(Case):
         for part in ("the table people", "the index users_name", "the trigger users_born",
                      "the view names", "the trigger posts_new"):
             self.assertIn(f"drops {part}", text)
-        self.assertIn('removes from the definition of posts: user INTEGER REFERENCES "people" (id) '
-                      "ON DELETE CASCADE", text)
+        self.assertIn('changes in posts: user INTEGER REFERENCES "people" (id) ON DELETE CASCADE -> '
+                      "user INTEGER", text)
         self.assertEqual(self.sql("SELECT user FROM posts"), [(1,), (2,), (1,)])
 
     def test_views_and_triggers_and_indexes_are_replaced(self):
@@ -5444,10 +5548,10 @@ Fix the script, then run this again.
         for n in range(6):
             fastmigrate.create_db(f"tenants/{n}.db")
         self.sql("CREATE TABLE a (x)", "tenants/3.db")
-        for jobs in ("1", "2"):
+        for jobs, applied in (("1", 5), ("2", 0)):
             result = self.run_main("--db", "tenants/*.db", "--migrations", "m", "--jobs", jobs)
             self.assertEqual(result.code, 1, result)
-            self.assertEqual(result.out, "5 databases done\n")
+            self.assertEqual(result.out, f"5 databases done ({applied} migrations applied)\n")
             self.assertIn("1 of 6 failed: " + os.path.join("tenants", "3.db"), result.err)
         self.assertEqual(self.version("tenants/5.db"), 1)
 
@@ -5616,7 +5720,7 @@ class Connecting(Case):
             self.assertIsInstance(caught.exception, MigrationError)
             self.assertEqual(str(caught.exception), "two scripts have the number 0001, so nothing is "
                              "run: 0001-a.sql, 0001-b.sql in m. Renumber one that production does "
-                             "not have.")
+                             "not have (and any later script of yours that needs it).")
 
     def test_every_call_and_the_command_line_use_it(self):
         options = {"connect": self.connect}
@@ -5900,6 +6004,29 @@ class Refusals(Case):
         for arguments in (("--createdb",), ("--set-version", "1"), (), ("--enroll",)):
             self.refuses(self.go(*arguments), "x.db is not a database")
         self.assertEqual(Path("x.db").read_text(), "x")
+
+    def test_no_error_is_its_own_cause(self):
+        self.sql("CREATE TABLE t (x)")
+        for call in (fastmigrate.get_db_version, fastmigrate.ensure_versioned_db,
+                     lambda db: migrate(db, "m"), lambda db: fastmigrate.restore_db("y.db", db)):
+            with self.assertRaises(MigrationError) as caught:
+                call("x.db")
+            self.assertIsNot(caught.exception.__cause__, caught.exception)
+
+    def test_of_a_database_without_version_and_a_missing_directory_the_first_is_reported(self):
+        self.sql("CREATE TABLE t (x)")
+        for arguments in ((), ("--status",), ("--check",)):
+            self.refuses(self.run_main("--db", "x.db", "--migrations", "none", *arguments),
+                         "x.db is unversioned", "enroll_db() or --enroll")
+
+    def test_what_sqlite_cannot_do_and_what_data_does_not_allow_have_a_next_step(self):
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x); INSERT INTO a VALUES (1), (1);")
+        self.script("0002-b.sql", "CREATE UNIQUE INDEX ax ON a (x);")
+        self.refuses(self.go(), "UNIQUE constraint failed", "Remove duplicates first, in the same script")
+        self.script("0002-b.sql", "ALTER TABLE a ALTER COLUMN x SET NOT NULL;")
+        self.refuses(self.go(), "m/0002-b.sql:1: near \"ALTER\": syntax error",
+                     "let --new WORDS --schema FILE write the script, then run this again.")
 
     def test_the_url_of_any_database_is_no_path(self):
         for url in ("sqlite+pysqlite:///x.db", "libsql://x", "postgres://x/y"):
@@ -6427,7 +6554,7 @@ error: x.db is not a database, or is encrypted. Nothing was changed. Name the da
         holder.execute("BEGIN EXCLUSIVE")
         self.says("""
 error: database is locked: another connection has held x.db for more than 0 s. Nothing was changed. \
-Wait for it to finish, or raise the timeout (--timeout, or timeout= of migrate()), then run this again.
+Wait for it to finish (if it is a connection of your own, commit), or raise the timeout (--timeout, or timeout= of migrate()), then run this again.
 """, "--timeout", "0")
         holder.close()
         self.sql("DELETE FROM _meta")
@@ -6446,11 +6573,11 @@ warning: ignored (bad file name): 1-a.sql. In m, a migration script is named NNN
         self.script("0001-b.sql")
         os.unlink("m/1-a.sql")
         self.says("""
-error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied to x.db. Renumber one that production does not have:
+error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied to x.db. Renumber one that production does not have (and any later script of yours that needs it):
     mv m/0001-b.sql m/0002-b.sql
 """)
         self.says("""
-error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied to x.db. Renumber one that production does not have:
+error: two scripts have the number 0001, so nothing is run: 0001-a.sql, 0001-b.sql in m. None of them is applied to x.db. Renumber one that production does not have (and any later script of yours that needs it):
     mv m/0001-b.sql m/0002-b.sql
 """, "--verify")
         shutil.rmtree("m")
