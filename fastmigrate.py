@@ -82,6 +82,7 @@ TYPE_CHECKING = False  # as in typing, which takes long to import
 if TYPE_CHECKING:
     import argparse
     import subprocess
+    import tempfile
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import IO, Any, NoReturn, TypeVar, Union
@@ -355,9 +356,13 @@ def verify(db_path: StrPath, migrations_dir: StrPath, *, connect: Connect = sqli
     """
     database, folder = _as_database(db_path, connect), os.fsdecode(migrations_dir)
     with database.explained():
-        _refuse_twins_for(database, _scan(folder))
-    version, schema = database.read(
-        lambda connection, version: _schema_without_tools(database, connection))
+        listing = _scan(folder)
+        _refuse_twins_for(database, listing)
+    version, (schema, history) = database.read(lambda connection, version: (
+        _schema_without_tools(database, connection), _read_history(connection, version)))
+    states = _compare_history(history, version, listing)
+    for problem in sum(_find_problems(states, listing, version, database), []):
+        database.report.warn(problem)
     return _diff_schemas(_schema_of_scripts(folder, version, database.connect, database.report),
                          schema, f"the scripts up to {version}", database.name)
 
@@ -385,13 +390,12 @@ def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None
         "untouched": False if the database itself was changed meanwhile, by
             another program or by a script that does not use the copy
     """
-    import tempfile
     database, folder = _as_database(db_path, connect), os.fsdecode(migrations_dir)
     with database.explained():
         listing = _scan(folder)
         _refuse_twins_for(database, listing)
     _announce(database.report, listing, database.read()[0], to)
-    with database.explained(), tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
+    with database.explained(), _temporary_directory() as room:
         before = os.path.join(room, "before.db")
         copy = _ScratchFile(os.path.join(room, "copy.db"), f"the copy of {database.name}",
                             f"This was a rehearsal: {database.name} is untouched.",
@@ -516,7 +520,8 @@ def new_migration(migrations_dir: StrPath, description: str, *, schema: StrPath 
     if schema is None and (rename or drop or fill):
         raise MigrationError("rename, drop and fill need a schema file. Nothing was written.")
     return Path(_write_next_script(
-        migrations_dir, description, schema, connect, _Report(), rename=dict(rename),
+        migrations_dir, description, schema, connect, _Report(),
+        rename={name: str(new) for name, new in rename.items()},
         drop=[drop] if isinstance(drop, str) else list(drop),
         fill={name: str(value) for name, value in fill.items()}))
 
@@ -1924,7 +1929,8 @@ class _Reading:
                     yield data
                     if (b" \n" in data or b"\t\n" in data or b"\r" in data or b"\f" in data
                             or b"\v" in data):
-                        data = b"\n".join([line.rstrip() for line in data.split(b"\n")])
+                        lines = data.replace(b"\r", b"\n").split(b"\n")
+                        data = b"\n".join([line.rstrip() for line in lines])
                     held += data
                     kept = held.rstrip()
                     crc = zlib.crc32(kept, crc)
@@ -1932,9 +1938,9 @@ class _Reading:
                     held = held[len(kept):]
         except OSError as error:
             path = self._script.path
-            link = f", from {os.readlink(path)}" if os.path.islink(path) else ""
-            raise _ScriptFailed(self._script, f"it cannot be read{link}: {error.strerror}",
-                                remedy="Make the file readable") from None
+            link = f"it is a link to {os.readlink(path)}, and " if os.path.islink(path) else ""
+            raise _ScriptFailed(self._script, f"{link}it cannot be read: {error.strerror}",
+                                remedy="Make the file readable, or put it back") from None
         self.checksum = f"{crc:08x}-{length:x}"
 
     def read_beginning(self) -> str:
@@ -1952,6 +1958,9 @@ class _Reading:
         Raises: _ScriptFailed if it cannot be read, is not UTF-8, or would undo itself.
         """
         import re
+        if self._script.name.lower().endswith(".down.sql"):
+            raise _ScriptFailed(self._script, "by its name, another tool's script to undo one",
+                                remedy="Delete or rename it")
         undo, undo_line = UNDO, 0
         for line, text in self._whole_statements():
             end = 0  # of the comment after which the script would undo itself
@@ -1994,6 +2003,10 @@ class _Reading:
                 first += text.count("\n", 0, cut)
                 text = text[cut:]
                 wanted = 2 * len(text)
+        for _, token, start in _tokens(text)[-1:] if "/*" in text else ():
+            if _is_open_comment(token):
+                raise _ScriptFailed(self._script, "a comment begins here, and does not end",
+                                    first + text.count("\n", 0, start), remedy="End it with */")
         if text:
             yield first, text
 
@@ -2213,13 +2226,16 @@ def _shell_path(path: str) -> str:
     return shlex.quote(os.path.join(".", path) if path.startswith("-") else path)
 
 
-def _program_for(db: str, folder: str) -> str:
-    """Return the command line for a database and its scripts, ready to paste."""
-    # How this process was started: python -m fastmigrate, python -m myapp.fastmigrate, or not so.
-    module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", "")
-    started = f"python -m {module}" if module.rpartition(".")[2] == "fastmigrate" else "fastmigrate"
+def _program_for(database: _Database, folder: str) -> str:
+    """Return the command line for a database and its scripts, ready to paste: as this process was
+    started, if it is a command line."""
+    spec, started = getattr(sys.modules["__main__"], "__spec__", None), "fastmigrate"
+    if spec and spec.name.rpartition(".")[2] == "fastmigrate":
+        started = f"python -m {spec.name}"  # also myapp.fastmigrate
+    elif not spec and not database.report.logged and sys.argv[0].endswith((".py", ".pyz")):
+        started = f"python {_shell_path(sys.argv[0])}"  # perhaps a program with its own `connect`
     migrations = f" --migrations {_shell_path(folder)}" if folder != "migrations" else ""
-    return f"{started} --db {_shell_path(db)}{migrations}"
+    return f"{started} --db {_shell_path(database.path_as_given)}{migrations}"
 
 
 def _move_commands(folder: str, names: list[str], new_names: dict[str, str]) -> str:
@@ -2468,14 +2484,16 @@ def _describe_renumbered(states: list[_State], renumbered: dict[str, str], listi
     end = lacking[-1].number if lacking else 0
     # Setting a lower version makes the history forget what is above that.
     steps = [f"--set-version {first - 1}", f"--to {end}" * bool(lacking), f"--set-version {last}"]
-    commands = " &&".join(f"\n    {_program_for(database.path_as_given, listing.folder)} {step}"
+    commands = " &&".join(f"\n    {_program_for(database, listing.folder)} {step}"
                           for step in filter(None, steps))
     between = [each for each in states if each.is_there and first <= each.number <= end]
     if first <= listing.squashed_version or between != lacking or end > found[0].number:
         # Scripts that ran, or are gone, lie between those that have to run.
         way = f"Restore a backup of {db} from before version {first}, or create {db} anew."
     elif lacking:
-        way = f"Run {_cut([each.name for each in lacking])} alone, which {db} lacks:{commands}"
+        way = (f"Stop the application. Run {_cut([each.name for each in lacking])} alone, which "
+               f"{db} lacks. (If a line fails, fix the cause, and paste all of them again: until "
+               f"the last one, {db} does not know what ran.){commands}")
     else:
         way = (f"Count it as applied under its new number:{commands}\nOr restore the old name"
                + _move_commands(listing.folder, [*renumbered], renumbered))
@@ -2500,7 +2518,7 @@ def _describe_states(states: list[_State], listing: _Listing, version: int, data
             names = [each.name for each in found]
             texts.append(text.format(
                 names=_cut(names), others=_cut([each.row[0] for each in found]), db=db,
-                folder=folder, program=_program_for(database.path_as_given, folder),
+                folder=folder, program=_program_for(database, folder),
                 move=_move_commands(folder, names, new_names)))
     below = [each.name for each in states if each.is_there and each.number < squashed]
     if below:
@@ -2766,13 +2784,13 @@ class _Database:
 
     def _needs_immutable(self, error: Exception) -> bool:
         """Return whether a read failed because the database is in WAL mode, in a directory in
-        which this user cannot write. SQLite opens it only with immutable=1, and then ignores
-        the log: so there must not be one. (On Windows, os.access() cannot tell.)"""
+        which this user cannot write. SQLite opens it only with immutable=1, and then ignores a log
+        and a journal: so there must not be one. (On Windows, os.access() cannot tell.)"""
         real = os.path.realpath(self.path)
         return (("readonly" in str(error) or "unable to open" in str(error))
                 and self.connect is sqlite3.connect
                 and not os.access(os.path.dirname(real), os.W_OK)
-                and not os.path.exists(real + "-wal"))
+                and not any(map(os.path.exists, (real + "-wal", real + "-journal"))))
 
     def must_exist(self) -> None:
         """Raise FileNotFoundError if there is no file, so that SQLite creates none."""
@@ -2820,6 +2838,8 @@ class _Database:
 
     def unreadable(self, error: Exception) -> str:
         """Return a sentence on why the version cannot be read."""
+        if isinstance(error, UnversionedError):
+            return f"{self.name} is unversioned."
         return (f"The version of {self.name} cannot be read now: "
                 f"{_diagnose(error, self.name)[0].rstrip('.')}.")
 
@@ -2909,7 +2929,9 @@ class _Database:
                 _read_version(connection, self.name)
                 if only_unversioned:
                     return
-            except UnversionedError:
+            except UnversionedError as error:
+                if version and isinstance(error, _EmptyError):
+                    raise
                 connection.execute(CREATE_META)
             except MigrationError as error:
                 trouble = error  # to be raised unless the new version sets it right
@@ -2998,10 +3020,11 @@ def _read_version(connection: sqlite3.Connection, name: str) -> int:
         if number == 1 and type(version) is int and version >= 0 and rowid is not None:
             return version
     held = ", ".join(repr(row[:2]) for row in rows) or "no row"
+    delete = "delete all other rows, and " if rows else ""
     raise MigrationError(
         f"{name} has a damaged table _meta: it must be a table with one row, (1, version), and has "
-        f"{held}. Rename it if it is not fastmigrate's. Else delete all other rows, and set the "
-        "version with set_db_version() or --set-version.")
+        f"{held}. Rename it if it is not fastmigrate's. Else {delete}set the version with "
+        "set_db_version() or --set-version.")
 
 
 # -------------------------------------------------------------- waiting
@@ -3237,16 +3260,17 @@ def _restore_anew(database: _Database, source: _Database) -> None:
         with _closing(database.open(new)) as connection:
             _journal_mode(connection, "DELETE")
             connection.execute("BEGIN EXCLUSIVE")  # who opens it under its name waits for us
+            seen = _identify_content(file)
             is_usable = os.path.exists(file) and not (existed and _is_unreadable(database))
             if is_usable or _is_empty(connection):  # or another process has removed the copy
                 raise MigrationError(f"another process is just restoring {database.name}. Run "
                                      "this again.")
             try:
-                _set_aside(file, moved)
+                _set_aside(file, seen, moved)
                 _give_name(new, file)
                 succeeded = True
             except BaseException:
-                _put_back(moved)
+                _put_back(file, moved)
                 raise
         _sync(os.path.dirname(file) or ".")
     except FileExistsError:
@@ -3259,37 +3283,44 @@ def _restore_anew(database: _Database, source: _Database) -> None:
             report(f"What {database.name} held is kept in {moved[0][1]}")
 
 
-def _set_aside(file: str, moved: list[tuple[str, str]]) -> None:
+def _set_aside(file: str, seen: tuple[int, int, int], moved: list[tuple[str, str]]) -> None:
     """Rename a database, and a log or journal beside it, to a new name with the ending
-    .before-restore. Append (old name, new name) of each to `moved`.
+    .before-restore. Append (old name, new name) of each to `moved`. Raise FileExistsError if it is
+    no longer the file that was `seen`.
 
-    The database goes first: without it, nobody can use its log. A log that differs by then is
-    that of a database that another process has just created.
+    The database goes first: without it, nobody can use its log. If there is one again by then,
+    another process has just created it, and a log that differs is of that one.
     """
     logs = {end: _identify_content(file + end) for end in SIDE_FILES if os.path.exists(file + end)}
     if not logs and not os.path.lexists(file):
         return
     kept = file + _take_stamped_name(file, ".before-restore", _reserve)
-    if os.path.lexists(file):
+    if os.path.lexists(file) and _identify_content(file) == seen:
         moved.append((file, kept))
         os.replace(file, kept)
     else:
         os.unlink(kept)
-    for end, identity in logs.items():
-        if _identify_content(file + end) == identity:
+        if os.path.lexists(file):  # another process has just created it
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), file)
+    for end in SIDE_FILES:
+        if os.path.lexists(file + end) and (_identify_content(file + end) == logs.get(end)
+                                            or not os.path.lexists(file)):
             moved.append((file + end, kept + end))
             os.replace(file + end, kept + end)
     _sync(os.path.dirname(file) or ".")
 
 
-def _put_back(moved: list[tuple[str, str]]) -> None:
+def _put_back(file: str, moved: list[tuple[str, str]]) -> None:
     """Undo _set_aside() as far as no other process has created a database there; leave the rest
-    in `moved`."""
+    in `moved`. A log that had no database stays aside: SQLite would apply it to the new one."""
+    if moved and moved[0][0] != file:
+        moved[:] = [each for each in moved if os.path.lexists(each[1])]
+        return
     try:
         while moved:
             old, kept = moved[0]
             if os.path.lexists(old) and os.path.lexists(kept) and not os.path.getsize(kept):
-                os.unlink(kept)  # it was not moved: this is what reserved the name
+                _remove(kept)  # it was not moved: this is what reserved the name
             elif os.path.lexists(kept):
                 _give_name(kept, old)
             del moved[0]
@@ -3386,9 +3417,10 @@ def _create_private(path: str, like: str) -> None:
                     os.fchown(descriptor, owner, status.st_gid)
                 except OSError:
                     pass
-            # In an access list, the bits of the group are a mask, not the rights of the group.
-            if (os.fstat(descriptor).st_gid != status.st_gid
-                    or _has_access_list(like) or _has_access_list(path)):
+            # An access list may deny somebody what the mode gives to all others.
+            if _has_access_list(like) or _has_access_list(path):
+                mode &= 0o700
+            elif os.fstat(descriptor).st_gid != status.st_gid:
                 mode &= 0o707
             os.fchmod(descriptor, mode)
     except OSError:
@@ -3482,15 +3514,19 @@ class _ScratchFile(_Database):
         return self._outcome
 
 
+def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    import tempfile
+    try:
+        return tempfile.TemporaryDirectory(prefix="fastmigrate-")
+    except OSError as error:
+        raise _explain(error) from error
+
+
 class _Scratch(_ScratchFile):
     """A new database in a temporary directory, which is removed on exit."""
 
     def __init__(self, connect: Connect, report: _Report | None = None) -> None:
-        import tempfile
-        try:
-            self._room = tempfile.TemporaryDirectory(prefix="fastmigrate-")
-        except OSError as error:
-            raise _explain(error) from error
+        self._room = _temporary_directory()
         super().__init__(os.path.join(self._room.name, "scratch.db"), "the scratch database",
                          "This was a trial in a scratch database: nothing was changed.",
                          connect=connect, report=report, durable=False)
@@ -3952,7 +3988,12 @@ def _without_quotes(sql: str, table: str) -> str:
 
 def _terminated(sql: str) -> str:
     """Return a statement with its semicolon, which must not become a part of a comment."""
-    return f"{sql}\n;" if _tokens(sql)[-1][1].startswith("--") else f"{sql};"
+    end = _tokens(sql)[-1][1]
+    return f"{sql}\n;" if end.startswith("--") else f"{sql}{'*/' * _is_open_comment(end)};"
+
+
+def _is_open_comment(token: str) -> bool:
+    return token.startswith("/*") and not token[2:].endswith("*/")
 
 
 def _schema_text(schema: Schema) -> str:
@@ -4096,9 +4137,12 @@ class _EmptyCopy:
             return ""
         except self._connection.Error as error:
             reason = str(error)
+        import re
         table = _fold(reason.partition("no such table: ")[2]).removeprefix("main.")
+        # FROM series(1, 9), but not WITH series(n) AS (...)
+        function = rf"(\bfrom|\bjoin|,)\s*{re.escape(table)}\((?![^()]*\)\s*as\s*\()"
         is_elsewhere = table in self._lacking or table.startswith("sqlite_") or table and any(
-            f" {table}(" in sql for sql in self._views.values())  # SELECT * FROM series(1, 9)
+            re.search(function, sql) for sql in self._views.values())
         return "" if is_elsewhere or any(map(reason.__contains__, OF_THE_APPLICATION)) else reason
 
 
@@ -4131,14 +4175,15 @@ def _lost_with_tables(connection: sqlite3.Connection, before: list[Any],
     """Return the indexes and triggers that scripts have dropped without naming them: DROP TABLE
     drops those of its table too, and a rebuild has to create them again. (It is not known what a
     script did on a copy.)"""
-    if any(changes is None for _, changes in ran):
+    before = [found for found in before if found[0] in ("index", "trigger")]
+    if not before or any(changes is None for _, changes in ran):
         return []
+    named = set[str]().union(*(changes.dropped for _, changes in ran if changes))
     now = connection.execute(SELECT_OBJECTS).fetchall()
     there = {(kind, _fold(name)) for kind, name, *_ in now}
-    named = set[str]().union(*(changes.dropped for _, changes in ran if changes))
     return [f"{kind} {name} of {table}" for kind, name, table, _ in before
-            if kind in ("index", "trigger") and (kind, _fold(name)) not in there
-            and ("table", _fold(table)) in there and _fold(name) not in named]
+            if (kind, _fold(name)) not in there and ("table", _fold(table)) in there
+            and _fold(name) not in named]
 
 
 def _blame(name: str, fault: str, ran: list[tuple[str, _Changes | None]]) -> str:
@@ -4193,8 +4238,10 @@ class _Column:
     def needs_value(self, was: _Column | None) -> bool:
         """Return whether rows may have no value yet that this column accepts. `was` is the column
         before, None if it is new."""
-        if self.default or self.is_rowid or self.is_generated:
+        if self.default or self.is_generated:
             return False
+        if self.is_rowid:  # NULL becomes an invented number there
+            return bool(was and not was.is_rowid and not was.not_null)
         if was:
             return self.not_null and not was.not_null and not self.in_key
         return self.not_null or self.in_key
@@ -4235,7 +4282,7 @@ def _definitions(sql: str) -> dict[tuple[str, ...], str]:
     options by their text, each in one line."""
     _, columns, constraints, options = _split_table(sql)
     found: dict[tuple[str, ...], str] = {}
-    for part in (*columns, *constraints, options):
+    for part in filter(None, (*columns, *constraints, options)):
         text = " ".join(_source(sql, part).split())
         found[("column", _fold(_bare(part[0][1]))) if part in columns else (text,)] = text
     return found
@@ -4255,7 +4302,7 @@ class _Change:
         self.wanted = wanted  # has the schema that is wanted
         self.statements: list[str] = []
         self.notes: list[str] = []  # what is renamed, dropped, replaced and rebuilt
-        self.rebuilt: set[str] = set()
+        self.renewed: set[str] = set()  # rebuilt tables, dropped views: an index may read them
         self.tick = tick  # lets Ctrl-C in
 
     def do(self, statement: str, note: str = "") -> None:
@@ -4297,11 +4344,14 @@ class _Change:
         """Change all that still differs. `fills` holds SQL by (table, column)."""
         self.drop_others(_read_schema(self.wanted), "trigger", "view", "index")
         today, tables = _read_tables(self.scratch), _read_tables(self.wanted)
-        changed = [table for table in today if table in tables and self.is_changed(table)]
+        changed = self.in_order_of_fills(
+            [table for table in today if table in tables and self.is_changed(table)], fills)
         plain = self.plain_tables()
         for table in changed:
             if table not in plain:
                 self.drop("table", today[table][0])
+                if _holds_content(tables[table][1]):
+                    self.notes.append(f"leaves the table {tables[table][0]} empty")
         created = self.create_missing("table")
         for table in changed:
             fill = {column: sql for (of, column), sql in fills.items() if of == table}
@@ -4317,6 +4367,23 @@ class _Change:
                 self.do(f"PRAGMA {pragma} = {new}")
         self.create_missing("index", "view", "trigger")
         self.fill_indexes(created)
+
+    def in_order_of_fills(self, changed: list[str], fills: dict[tuple[str, str], str],
+                          ) -> list[str]:
+        """Return tables in an order in which each value to fill reads the other ones as they are
+        today."""
+        import graphlib
+        read = {table: {_fold(_bare(text)) for (of, _), sql in fills.items() if of == table
+                        for text in _texts(sql)} for table in changed}
+        try:
+            return [*graphlib.TopologicalSorter({
+                table: [other for other in changed if other != table and table in read[other]]
+                for table in changed}).static_order()]
+        except graphlib.CycleError:
+            raise MigrationError(
+                f"the values to fill in {_cut(changed)} read each other's table. Nothing was "
+                "written. Add and fill columns in one script, and drop others in the next."
+                ) from None
 
     def drop_others(self, kept: Schema, *kinds: str) -> None:
         """Drop the triggers, views or indexes that are not among those to keep."""
@@ -4337,6 +4404,8 @@ class _Change:
         wanted = {(of, _fold(other)) for of, other, *_ in _read_application(self.wanted)}
         verb = "replaces" if (kind, _fold(name)) in wanted else "drops"
         self.do(f"DROP {kind.upper()} {_name(name)}", f"{verb} the {kind} {name}")
+        if kind == "view":
+            self.renewed.add(_fold(name))
 
     def create_missing(self, *kinds: str) -> set[str]:
         """Create the wanted objects of some kinds that do not exist yet. Return their names in
@@ -4378,6 +4447,9 @@ class _Change:
         old = _read_columns(self.scratch, table)
         added = [_source(after, column) for column in columns
                  if _fold(_bare(column[0][1])) not in old]
+        words = [{_fold(_bare(text)) for text in _texts(definition)} for definition in added]
+        if any("check" in each and each & old.keys() for each in words):
+            return []  # SQLite before 3.35 does not check the rows that are there
         strict = "STRICT" if "strict" in _key_of(options, ()) else ""
         columns_of_today = ", ".join(f"{_quoted(column)} ANY" for column in old)
         self.scratch.execute(f"CREATE TEMP TABLE trial ({columns_of_today}) {strict}")
@@ -4412,7 +4484,7 @@ class _Change:
         for first, *others in self.rebuilds(table, self.values(table, fill)):
             failure = self.attempt(table, [f"-- {note}\n{first}", *others])
             if not failure:
-                self.rebuilt.add(table)
+                self.renewed.add(table)
                 return
         raise MigrationError(f"the table {name} cannot be changed as wanted: {failure}. Nothing "
                              "was changed.")
@@ -4427,11 +4499,13 @@ class _Change:
         for key, column in new.items():
             was, name = old.get(key), _name(column.name)
             value = fill.get(key, "")
-            if "--" in value:
-                value += "\n"  # the end of a comment
             if was and not value and column.not_null and not was.not_null and column.default:
                 value = column.default
                 self.notes.append(f"replaces NULL in {table}.{column.name} by its default")
+            if "--" in value:
+                value += "\n"  # the end of a comment
+            if was and column.is_rowid and value == name:
+                value = "''"  # with which NULL is refused as another type
             if was:
                 value = name if value in ("", name) else f"ifnull({name}, {value})"
             if value and not column.is_generated:
@@ -4477,8 +4551,8 @@ class _Change:
         for table, (name, sql) in tables.items():
             content = _fold(_content_table(sql) or "")
             if content in names and _module(sql).startswith("fts") and (
-                    table in created or content in self.rebuilt
-                    or self.rebuilt and content not in tables):  # a view
+                    table in created or content in self.renewed
+                    or self.renewed and content not in tables):  # a view
                 self.do(f"INSERT INTO {_name(name)} ({_name(name)}) VALUES ('rebuild')",
                         f"fills the full-text index {name}")
 
@@ -4511,7 +4585,8 @@ def _option(option: str, name: str, value: str = "") -> str:
     if "'" in answer and not any(sign in answer for sign in '"$`\\!'):
         typed = f'"{answer}"'  # which is easier to read
     python = f"{{{name!r}: {value!r}}}" if value else f"[{name!r}]"
-    return f"    --{option} {typed}    (in Python: {option}={python})"
+    between = "=" if answer.startswith("-") else " "
+    return f"    --{option}{between}{typed}    (in Python: {option}={python})"
 
 
 class _Answers:
@@ -4541,7 +4616,9 @@ class _Answers:
             self.refuse(option, str(error))
         if (table, "" if option == "fill" else column) not in self.titles:
             has_not = table if option == "fill" else text
-            self.refuse(f"{option} {text}", f"the schema of the scripts has no {has_not}")
+            hint = "" if column or option == "fill" else (
+                ". (Name a column as TABLE.COLUMN; indexes, views and triggers need no answer)")
+            self.refuse(f"{option} {text}", f"the schema of the scripts has no {has_not}{hint}")
         return table, column
 
     def now(self, name: tuple[str, str]) -> tuple[str, str]:
@@ -4586,8 +4663,8 @@ class _Answers:
             yield f"  {titles[name]} {why}"
             yield from (_option("rename", titles[name], new) for new in new_names)
             yield _option("drop", titles[name])
-            yield (f"  Or has a script added it since {self.path} was written? Then bring that "
-                   "up to date first,\n  with --print-schema")
+            yield (f"  Or did a script add it after {self.path} was written? Then write that anew "
+                   "with --print-schema,\n  and make your change again")
         unclear = {table for table, _ in gone.keys() - dropped}  # a new column may be a renamed one
         filled = {self.now(name) for name in self.fills}
         for table in sorted(self.change.plain_tables() - unclear):
@@ -4612,20 +4689,23 @@ class _Answers:
             try:
                 rows = scratch.execute(f"SELECT ({sql}\n) FROM {_quoted(table)}").fetchall()
             except (scratch.Error, scratch.Warning, ValueError) as error:
-                self.refuse(what, f"{error}. The value sees the tables of today, with their new "
-                                  "names")
+                self.refuse(what, f"{str(error).rstrip('.')}. The value sees the tables of today, "
+                                  "with their new names")
             if rows:  # although the table is empty
-                self.refuse(what, "an aggregate of all rows is no value for each row")
+                self.refuse(what, "this is one value for the whole table. For one for each row, "
+                                  "write (SELECT count(*) FROM ... WHERE ...)")
         return {self.now(name): sql for name, sql in self.fills.items()}
 
 
 def _ask_for_value(title: str, column: _Column, has_values: bool) -> Iterator[str]:
     """Yield the lines of the question about a column that must not be NULL any more."""
     import re
-    is_number = re.search("int|real|num|floa|doub|dec|bool", _fold(column.type))
+    kind, value = _fold(column.type), "''"
+    if kind == "blob" or re.search("int|real|num|floa|doub|dec|bool", kind):
+        value = "x''" if kind == "blob" else "0"
     what = "What replaces NULL" if has_values else "What do the present rows get"
     yield f"  {title} must not be NULL and has no default. {what}, as SQL?"
-    yield _option("fill", title, "0" if is_number else "''")
+    yield _option("fill", title, value)
     if has_values:
         yield "  Or, if no row has NULL there, its own name: the script fails if one has"
         yield _option("fill", title, _name(column.name))
@@ -4664,7 +4744,8 @@ def _find_gone(change: _Change) -> dict[tuple[str, str], tuple[str, list[str]]]:
         old, new = change.columns(table)
         for key, column in old.items():
             if key not in new or new[key].is_generated and not column.is_generated:
-                gone[table, key] = why, [each.name for of, each in new.items() if of not in old]
+                gone[table, key] = why, [each.name for of, each in new.items()
+                                         if of not in old and not each.is_generated]
     return gone
 
 
@@ -4891,7 +4972,6 @@ def _squash(folder: str, to: int, connect: Connect, report: _Report) -> str:
     """Do what squash() does; return the path as a string. The directory changes only in the
     last step, when the new script is proved."""
     import filecmp
-    import tempfile
     path = os.path.join(folder, f"{to:04d}{SQUASHED_ENDING}")
     before = os.path.join(folder, f"before-{to:04d}")
     listing = _scan_unique(folder)
@@ -4903,7 +4983,7 @@ def _squash(folder: str, to: int, connect: Connect, report: _Report) -> str:
                              "changed. Give the number of the last script to squash.")
     names = [name for version, name in sorted(listing.names.items()) if version <= to]
     _announce(report, listing, to=to)
-    with tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
+    with _temporary_directory() as room:
         new_folder = os.path.join(room, "new")
         new = _write_squashed(folder, new_folder, to, connect, report)
         proof = _write_squashed(new_folder, os.path.join(room, "proof"), to, connect, report)
@@ -5185,10 +5265,9 @@ def _find_version(database: _Database, schema: Schema, listing: _Listing) -> int
 
 def _write_first_script(database: _Database, schema: Schema, folder: str) -> str:
     """Write the script that builds a schema, after a proof that it does; return its path."""
-    import tempfile
     text = ("-- The schema as it was when this database was put under management.\n"
             + _schema_text(schema))
-    with tempfile.TemporaryDirectory(prefix="fastmigrate-") as room:
+    with _temporary_directory() as room:
         _create_script(room, "initialize", text, [])
         try:
             _find_version(database, schema, _scan(room))
@@ -5248,16 +5327,20 @@ def _compare_table(connection: sqlite3.Connection, old: _Table, new: _Table, exa
     source = f"before.{_quoted(old.name)} AS b"
     joined = f"{source} JOIN main.{_quoted(new.name)} AS a ON " + (
         " AND ".join(f"b.{column} = a.{column}" for column in key) or "0")
-    conditions = {each.name: _differs(each.name, each.name) if column in old.columns
-                  else f"a.{_quoted(each.name)} IS NOT NULL"
-                  for column, each in new.columns.items()}
+    conditions = {
+        each.name: _differs(each.name, each.name, each.type != old.columns[column].type)
+        if column in old.columns else f"a.{_quoted(each.name)} IS NOT NULL"
+        for column, each in new.columns.items()}
     matched, *numbers = _count(connection, joined, "1", *conditions.values())
     differing = {name: number for name, number in zip(conditions, numbers) if number}
     lost, holders = {}, set[str]()
     for name in [each.name for column, each in old.columns.items() if column not in new.columns]:
-        number, = _count(connection, source, f"b.{_quoted(name)} IS NOT NULL")
-        found = _holders(connection, joined, name, list(differing))
-        holders.update(found)
+        holds = f"b.{_quoted(name)} IS NOT NULL"
+        number, = _count(connection, source, holds)
+        there, *kept = _count(connection, joined, holds, *(
+            f"{holds} AND NOT {_differs(name, other)}" for other in differing))
+        found = [other for other, count in zip(differing, kept) if count == there > 0]
+        holders.update(found)  # all values of the dropped column are in these now
         if number and not found:
             lost[name] = number
     changed = {name: number for name, number in differing.items() if _fold(name) in old.columns}
@@ -5274,15 +5357,6 @@ def _compare_table(connection: sqlite3.Connection, old: _Table, new: _Table, exa
     if moved > 0:
         changed[", ".join(map(_bare, key))] = moved
     return {"lost": lost, "changed": changed, "filled": filled, "examples": shown}
-
-
-def _holders(connection: sqlite3.Connection, joined: str, gone: str, names: list[str],
-             ) -> list[str]:
-    """Return which of the columns `names` hold all values of a dropped column now."""
-    holds = f"b.{_quoted(gone)} IS NOT NULL"
-    number, *kept = _count(connection, joined, holds, *(
-        f"{holds} AND NOT {_differs(gone, name)}" for name in names))
-    return [name for name, count in zip(names, kept) if count == number > 0]
 
 
 def _matching_key(old: _Table, new: _Table) -> list[str]:
@@ -5302,13 +5376,15 @@ def _count(connection: sqlite3.Connection, source: str, *conditions: str) -> lis
     return [*connection.execute(f"SELECT {sums} FROM {source}").fetchall()[0]]
 
 
-def _differs(old: str, new: str) -> str:
+def _differs(old: str, new: str, other_type: bool = True) -> str:
     """Return a condition for two values that differ. Text is compared by its letters, whatever
-    the collation. A column may have got another type: 7 and 7.0 are the same, and so are 7 and
-    '7', but not 7 and '007'."""
+    the collation. 7 and 7.0 are the same. If the column has got another type, so are 7 and '7',
+    but not 7 and '007'."""
     a, b = f"a.{_quoted(new)}", f"b.{_quoted(old)}"
-    return (f"(+{a} COLLATE BINARY IS NOT +{b} AND (typeof({a}) = typeof({b}) "
-            f"OR CAST({a} AS TEXT) COLLATE BINARY IS NOT CAST({b} AS TEXT)))")
+    condition = f"+{a} COLLATE BINARY IS NOT +{b}"
+    return f"({condition})" if not other_type else (
+        f"({condition} AND (typeof({a}) = typeof({b}) "
+        f"OR CAST({a} AS TEXT) COLLATE BINARY IS NOT CAST({b} AS TEXT)))")
 
 
 # ------------------------------------------------------------------ messages
@@ -5323,7 +5399,7 @@ ERRORS: dict[str | tuple[str, ...], tuple[str, str]] = {
                                "Name the database file with --db, give its key in connect, or "
                                "restore a backup with --restore"),
     ("no such module", "no such function", "no such collation sequence", "unknown function"): (
-        "{text}", "Give a connect that provides it"),
+        "{text}", "If this is no typing error, give a connect that provides it"),
     # ALTER TABLE compiles all views and triggers, not only those of the altered table.
     ("error in view", "error in trigger"): (
         "{text}", "Drop that view or trigger first, and create it again afterwards if it is still "
@@ -5504,14 +5580,14 @@ class _Report:
         self.shows_output = shows_output  # show the output of scripts as it comes
         self.target = target  # " to NAME" where several databases are migrated
         self.stop = stop  # no longer empty when a signal has come
-        self._logged = logged  # warnings are logged, else they go to stderr
+        self.logged = logged  # warnings are logged, else they go to stderr
         self._terminal = results and not logged and sys.stderr and sys.stderr.isatty()
         self._said = set[str]() if said is None else said  # the warnings that were shown
         self._due = 0.0  # when progress is shown next; 0 if nothing is in progress
 
     def of_scratch(self) -> _Report:
         """Return a report for the work on a scratch database: it shows the warnings alone."""
-        return _Report(logged=self._logged, stop=self.stop, said=self._said)
+        return _Report(logged=self.logged, stop=self.stop, said=self._said)
 
     def result(self, text: str) -> None:
         if self.results:
@@ -5523,7 +5599,7 @@ class _Report:
             return
         self._said.add(text)
         self.end_progress()
-        if self._logged:
+        if self.logged:
             _log("warning", text)
         else:
             _say(f"warning: {text}")
@@ -5581,7 +5657,7 @@ def _parser() -> argparse.ArgumentParser:
         import re
         found = re.fullmatch(r'((?:"(?:[^"]|"")*"|[^"=])+)=(.*\S.*)', text, re.S)
         if not found:
-            raise ValueError(f"{text!r} is not NAME=VALUE")
+            raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
         return found[1], found[2].strip()
 
     def name(text: str) -> str:
@@ -5719,7 +5795,10 @@ def _read_config(named: str | None) -> dict[str, str]:
             if section != "paths" or key not in paths:
                 _say(f"warning: {path}: unknown key {key} in [{section}]. The keys are db, "
                      "migrations and schema in [paths].")
-            elif value:
+            elif not value:
+                raise MigrationError(f"the config {path} gives no value for {key}. Nothing was "
+                                     "changed. Write one, or delete the line.")
+            else:
                 paths[key] = os.path.join(os.path.dirname(path), value)
     return paths
 
@@ -5733,7 +5812,8 @@ def _find_databases(patterns: list[str]) -> list[str]:
     found: list[str] = []
     for pattern in patterns:
         matches = [pattern] if os.path.lexists(pattern) else sorted(
-            path for path in glob.glob(pattern) if not beside.fullmatch(path))
+            path for path in glob.glob(pattern)
+            if not beside.fullmatch(path) and not os.path.isdir(path))
         if "*" in pattern and not matches:
             raise MigrationError(f"no file matches {pattern}. Name databases with --db.")
         found += matches or [pattern]
@@ -5786,10 +5866,11 @@ class _Command:
         """Return the newest backup of the database, by the time in its name."""
         import glob
         pattern = f"{glob.escape(self.path)}.{'[0-9]' * 8}_{'[0-9]' * 6}.backup"
-        backups = list(filter(os.path.getsize, glob.glob(pattern)))  # a reserved name has 0 bytes
+        backups = [path for path in glob.glob(pattern)
+                   if os.path.isfile(path) and os.path.getsize(path)]  # a reserved name has 0 bytes
         if not backups:
             raise MigrationError(f"there is no backup of {self.path}: no file matches "
-                                 f"{self.path}.*.backup. Nothing was changed. Name one.")
+                                 f"{self.path}.*.backup. Nothing was changed. Name the file.")
         return max(backups)
 
     def accept(self) -> None:
@@ -5809,7 +5890,7 @@ class _Command:
         pending = [each["name"] for each in found["migrations"] if each["state"] == "pending"]
         if pending and not found["blocked"]:
             problems.append(f"{self.path}: {len(pending)} pending: {_cut(pending)}. Run "
-                            + _program_for(self.path, self.folder))
+                            + _program_for(self.database, self.folder))
         for warning in found["warnings"]:
             self.report.warn(warning)
         if problems:
@@ -5833,8 +5914,12 @@ class _Command:
     def rehearse(self) -> None:
         found = rehearse(self.database, self.folder, to=self.arguments.to,
                          examples=3 if self.arguments.verbose else 0)
+        def show(text: str) -> None:  # with --quiet too, but not for many databases
+            if self.report.results or not self.several:
+                _say(text, result=True)
+
         if found["diff"]:
-            self.report.result("\n" + found["diff"].rstrip("\n"))
+            show("\n" + found["diff"].rstrip("\n"))
         for title, kind in (
                 ("rows", "rows"),
                 ("values lost with a dropped column", "lost"),
@@ -5842,7 +5927,7 @@ class _Command:
                 ("values in new columns", "filled"),
                 ("AUTOINCREMENT goes back, so that ids are used again", "sequences")):
             if found[kind]:
-                self.report.result("\n".join([f"\n{title}:", *_describe_changes(found, kind)]))
+                show("\n".join([f"\n{title}:", *_describe_changes(found, kind)]))
         end = f": {self.path} is untouched" if found["untouched"] else f" on a copy of {self.path}"
         self.report.result(f"\nThis was a rehearsal{end}.")
         if found["broken"]:
@@ -5876,9 +5961,10 @@ def _print_json(found: dict[str, Any]) -> None:
 
 def _show_difference(diff: str, report: _Report, path: str, problem: str) -> None:
     """Show what --verify found. Raises MigrationError if there is a difference."""
-    report.result(diff.rstrip("\n") or f"the schema of {path} is that of the scripts")
     if diff:
+        _say(diff.rstrip("\n"), result=True)
         raise MigrationError(f"{path} {problem}")
+    report.result(f"the schema of {path} is that of the scripts")
 
 
 def _describe_changes(found: dict[str, Any], kind: str) -> Iterator[str]:

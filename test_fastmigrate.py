@@ -2304,8 +2304,9 @@ class UpToDate(Case):
     def in_read_only_directory(self, run):
         """Return what a user gets from `run` who can only read ro/x.db, a copy of the database."""
         os.mkdir("ro")
-        shutil.copy("x.db", "ro/x.db")
-        os.chmod("ro/x.db", 0o444)
+        for name in {"x.db", *(name for name in os.listdir() if name == "x.db-journal")}:
+            shutil.copy(name, f"ro/{name}")
+            os.chmod(f"ro/{name}", 0o444)
         os.chmod("ro", 0o555)
         self.addCleanup(os.chmod, "ro", 0o755)
         os.chmod(self.home, 0o777)
@@ -2342,6 +2343,22 @@ class UpToDate(Case):
         self.assertIn(schema, self.works(self.in_read_only_directory(run)).out)
         self.assertEqual(fastmigrate.get_db_schema("y.db"), schema)
         self.assertEqual(os.listdir("ro"), ["x.db"])
+
+    @posix_only
+    def test_what_was_not_committed_is_never_read_from_a_read_only_place(self):
+        def die():
+            connection = sqlite3.connect("x.db", isolation_level=None)
+            connection.executescript(
+                "PRAGMA cache_size = 1; CREATE TABLE big (x); BEGIN; UPDATE _meta SET version = 7;"
+                "INSERT INTO big VALUES (zeroblob(999999));")
+            os._exit(3)
+
+        self.sql("PRAGMA journal_mode = DELETE")
+        Forked(die).result()
+        self.assertTrue(os.path.exists("x.db-journal"))
+        self.refuses(self.in_read_only_directory(
+            lambda: self.run_main("--db", "ro/x.db", "--migrations", "m")), "is read-only")
+        self.assertEqual(self.version(), 1)
 
 
 class UpToDateInWal(UpToDate):
@@ -2621,6 +2638,12 @@ class EndState(Case):
             self.assertEqual("does not compile" in result.err, bool(fault), result)
             if fault:
                 self.assertIn(f"trigger tr{number} does not compile: {fault}. Fix that", result.err)
+
+    def test_a_name_within_another_view_does_not_hide_what_is_gone(self):
+        self.script("0002-b.sql", "CREATE VIEW ok AS WITH x(a) AS (SELECT 1), gone(a) AS (SELECT 1)"
+                    " SELECT * FROM gone; CREATE VIEW bad AS SELECT * FROM gone;"
+                    "CREATE VIEW of_the_application AS SELECT * FROM tasks, series(1, (9)) AS s;")
+        self.warns("0002-b.sql", "view bad does not compile: no such table: main.gone")
 
     def test_what_a_rebuild_has_dropped_without_naming_it_is_reported(self):
         self.sql("CREATE INDEX ev_what ON ev (what)")
@@ -2930,11 +2953,11 @@ class Drift(Case):
     def test_a_script_that_cannot_be_read_is_named(self):
         os.symlink("nowhere", "m/0006-x.sql")
         self.works(self.go("--status"))
-        self.refuses(self.go(), "m/0006-x.sql: it cannot be read, from nowhere: No such file",
+        self.refuses(self.go(), "m/0006-x.sql: it is a link to nowhere, and it cannot be read: No such file",
                      "Make the file readable")
         os.unlink("m/0002-x.sql")
         os.symlink("nowhere", "m/0002-x.sql")
-        self.refuses(self.go("--status"), "m/0002-x.sql: it cannot be read", "Make the file readable")
+        self.refuses(self.go("--status"), "m/0002-x.sql: it is a link to nowhere, ", "Make the file readable")
 
 
 class Collisions(Case):
@@ -3069,7 +3092,7 @@ class Collisions(Case):
         self.works(self.go("--accept"))  # does not take it for removed
         self.refuses(self.go(), "already applied")
         self.script("0002-rob.sql", "CREATE TABLE rob (x);")
-        self.refuses(self.go(), "Run 0002-rob.sql alone, which x.db lacks:")
+        self.refuses(self.go(), "Run 0002-rob.sql alone, which x.db lacks. (If a line")
         os.unlink("m/0002-rob.sql")
         self.script("0003-jane.sql", "UPDATE init SET x = x * 1.19; -- again")
         self.works(self.go())
@@ -3189,7 +3212,7 @@ class Collisions(Case):
         before = self.sql("SELECT x FROM init")
         os.rename("m/0002-jane.sql", "m/0003-jane.sql")
         self.script("0002-rob.sql", "CREATE TABLE rob (x);")
-        self.paste_commands(self.refuses(self.go(), "Run 0002-rob.sql alone, which x.db lacks:"))
+        self.paste_commands(self.refuses(self.go(), "Run 0002-rob.sql alone, which x.db lacks. (If a line"))
         self.works(self.go("--check"))
         self.works(self.go("--verify"))
         self.assertEqual(self.sql("SELECT x FROM init"), before)
@@ -3280,6 +3303,15 @@ class OtherTools(Case):
                 self.script("0001-users.sql", f"{up}\n{body}\n\n{down}\nDROP TABLE users;\n")
                 self.refuses(self.go(), "m/0001-users.sql:4: ", "from this line on")
                 self.assertEqual((self.version(), self.tables()), (0, set()))
+
+    def test_a_script_that_undoes_another_by_its_name_is_refused(self):
+        self.script("0001-a.up.sql", "CREATE TABLE a (x);")
+        self.script("0001-a.down.sql", "DROP TABLE a;")
+        for command in re.findall("    mv (.*)", self.refuses(self.go(), "have the number 0001").err):
+            os.rename(*command.split())
+        self.refuses(self.go(), "m/0001-a.down.sql: by its name, another tool's script to undo one",
+                     "Delete or rename it")
+        self.assertEqual((self.version(), self.tables()), (0, set()))
 
     def test_the_section_is_found_in_a_long_script(self):
         rows = "INSERT INTO t VALUES ('some text');\n" * (fastmigrate.BLOCK // 18)
@@ -3493,6 +3525,52 @@ class Restoring(Case):
             other[0].close()
             self.assertEqual(self.sql("SELECT * FROM b"), [(7,)])
         self.assertEqual(Path(self.kept()).read_bytes(), self.damaged)
+
+    @posix_only
+    def test_an_old_log_is_not_laid_beside_what_another_process_has_just_created(self):
+        log = self.log_of_a_killed_process()
+        os.unlink("x.db")
+        Path("x.db-wal").write_bytes(log)
+        link = os.link
+
+        def create_first(old, path):
+            if "-copy-restore-" in old:
+                self.sql("CREATE TABLE b AS SELECT 7 AS x")
+            link(old, path)
+
+        with mock.patch("os.link", create_first):
+            self.refuses(self.go("--restore", self.backup), "another process has just created x.db")
+        self.assertEqual(self.sql("SELECT * FROM b"), [(7,)])
+        (kept,) = self.beside() - {self.backup}
+        self.assertTrue(kept.endswith(".before-restore-wal"), kept)
+        self.assertEqual(Path(kept).read_bytes(), log)
+
+    def log_of_a_killed_process(self):
+        """The content of a log in WAL mode, in which a table is created."""
+        def die():
+            connection = sqlite3.connect("y.db", isolation_level=None)
+            connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            connection.execute("CREATE TABLE other (x)")
+            os._exit(3)
+
+        Forked(die).result()
+        return Path("y.db-wal").read_bytes()
+
+    def test_what_is_created_just_before_a_restore_takes_its_name_is_not_moved_away(self):
+        os.unlink("x.db")
+        real, created = os.open, []
+
+        def create_first(path, *flags):
+            if str(path).endswith(".before-restore") and not created:
+                created.append(path)
+                self.sql("CREATE TABLE b AS SELECT 7 AS x")
+            return real(path, *flags)
+
+        Path("x.db-journal").touch()  # else there is nothing to keep
+        with mock.patch("os.open", create_first):
+            self.refuses(self.go("--restore", self.backup), "another process has just created x.db")
+        self.assertEqual(len(created), 1)
+        self.assertEqual(self.sql("SELECT * FROM b"), [(7,)])
 
     def test_what_cannot_be_read_stays_where_it_is_if_there_is_no_space_for_the_new_file(self):
         Path("x.db").write_bytes(self.damaged)
@@ -4868,7 +4946,7 @@ class Schemas(Case):
             "CREATE TABLE t (a, b AS (a))")
         for text in ((OBJECTS,) if has_all else ()) + (
                      "CREATE VIEW v AS SELECT 1 -- live rows\n;CREATE TABLE t (a)",
-                     "CREATE VIEW v AS SELECT 1 /* live", "CREATE TABLE t (a) -- the end"):
+                     "CREATE VIEW v AS SELECT 1 /* live */", "CREATE TABLE t (a) -- the end"):
             printed = self.printed(text)
             connection = sqlite3.connect("new.db")
             connection.executescript(printed)
@@ -5030,6 +5108,64 @@ class SchemaChanges(Case):
         self.prepare("CREATE TABLE t (a); PRAGMA user_version = 5;", "SELECT 1;")
         self.change("CREATE TABLE t (a); PRAGMA user_version = 0;")
         self.assertEqual(self.sql("PRAGMA user_version"), [(0,)])
+
+    def test_an_index_over_a_view_is_filled_again_if_the_view_changes(self):
+        before = ("CREATE TABLE doc (id INTEGER PRIMARY KEY, title, body);\n"
+                  "CREATE VIEW low AS SELECT id, title AS t FROM doc;\n"
+                  "CREATE VIEW dv AS SELECT * FROM low;\n"
+                  "CREATE VIRTUAL TABLE f USING fts5 (t, content='dv', content_rowid='id');\n")
+        self.prepare(before, "INSERT INTO doc VALUES (1, 'red', 'cat');"
+                             "INSERT INTO f (f) VALUES ('rebuild');")
+        self.change(before.replace("title AS t", "title || ' ' || body AS t"))
+        self.assertEqual(self.sql("SELECT rowid FROM f ('cat')"), [(1,)])
+
+    def test_a_key_that_becomes_the_rowid_gets_no_invented_numbers(self):
+        self.prepare("CREATE TABLE a (id INTEGER, x);", "INSERT INTO a VALUES (30, 1), (NULL, 2);")
+        after = "CREATE TABLE a (id INTEGER PRIMARY KEY, x);"
+        self.asks(after, "a.id must not be NULL", "--fill a.id=id")
+        self.write(after, fill={"a.id": "id"})
+        self.refuses(self.go(), "datatype mismatch")
+        os.unlink("m/0003-change.sql")
+        self.change(after, fill={"a.id": "100 + x"})
+        self.assertEqual(self.sql("SELECT * FROM a"), [(30, 1), (102, 2)])
+
+    def test_a_default_that_a_comment_follows_fills_what_was_null(self):
+        self.prepare("CREATE TABLE t (a INTEGER, b);", "INSERT INTO t VALUES (NULL, 1), (2, 3);")
+        self.change("CREATE TABLE t (a INTEGER NOT NULL DEFAULT 5 -- note\n, b);")
+        self.assertEqual(self.sql("SELECT * FROM t"), [(5, 1), (2, 3)])
+
+    def test_values_to_fill_read_the_other_tables_as_they_are_today(self):
+        self.prepare("CREATE TABLE a (id INTEGER PRIMARY KEY, x); CREATE TABLE b (id INTEGER PRIMARY KEY);",
+                     "INSERT INTO a VALUES (1, NULL), (2, 'x'); INSERT INTO b VALUES (1), (2);")
+        value = "(SELECT x FROM a WHERE a.id = b.id)"
+        self.change("CREATE TABLE a (id INTEGER PRIMARY KEY, x NOT NULL);"
+                    "CREATE TABLE b (id INTEGER PRIMARY KEY, p);", fill={"a.x": "'F'", "b.p": value})
+        self.assertEqual(self.sql("SELECT p FROM b"), [(None,), ("x",)])
+        after = "CREATE TABLE a (id INTEGER PRIMARY KEY); CREATE TABLE b (id INTEGER PRIMARY KEY, p, x);"
+        self.change(after, drop=["a.x"], fill={"b.x": value})
+        self.assertEqual(self.sql("SELECT x FROM b"), [("F",), ("x",)])
+        self.asks("CREATE TABLE a (id INTEGER PRIMARY KEY, y); CREATE TABLE b (id INTEGER PRIMARY KEY, x);",
+                  "read each other's table", drop=["b.p"],
+                  fill={"a.y": "(SELECT p FROM b)", "b.x": "(SELECT max(id) FROM a)"})
+
+    def test_what_an_index_loses_is_named(self):
+        before = ("CREATE TABLE doc (id INTEGER PRIMARY KEY, t);\n"
+                  "CREATE VIRTUAL TABLE f USING fts5 (t, content='doc', content_rowid='id');\n")
+        self.prepare(before, "INSERT INTO doc VALUES (1, 'red');")
+        self.write(before.replace("content='doc', content_rowid='id'", "prefix='2'"))
+        self.assertIn("leaves the table f empty", self.notes)
+
+    def test_an_option_of_a_table_is_the_only_thing_named_if_nothing_else_changes(self):
+        self.prepare("CREATE TABLE t (a INTEGER PRIMARY KEY, b);", "SELECT 1;")
+        self.change("CREATE TABLE t (a INTEGER PRIMARY KEY, b) WITHOUT ROWID;")
+        self.assertEqual(self.notes.count("definition of t"), 0, self.notes)
+        self.assertIn("--   adds to the definition of t: WITHOUT ROWID\n",
+                      Path("m/0003-change.sql").read_text())
+
+    def test_a_column_with_a_check_of_others_is_checked_on_every_version_of_sqlite(self):
+        self.prepare("CREATE TABLE t (x);", "INSERT INTO t VALUES (10);")
+        self.write("CREATE TABLE t (x, y INT DEFAULT 5 CHECK (y > x));")
+        self.refuses(self.go(), "CHECK constraint failed")
 
     def test_no_name_is_renamed_or_taken_twice(self):
         self.prepare("CREATE TABLE t (a, b);", "SELECT 1;")
@@ -5262,7 +5398,7 @@ class SchemaChanges(Case):
                      "INSERT INTO t VALUES (4), (5); INSERT INTO old VALUES (9)")
         self.asks("CREATE TABLE t (a INT, n); CREATE TABLE old (b)", "no such column: nosuch",
                   fill={"t.n": "nosuch"})
-        self.asks("CREATE TABLE t (a INT, n); CREATE TABLE old (b)", "aggregate",
+        self.asks("CREATE TABLE t (a INT, n); CREATE TABLE old (b)", "one value for the whole table",
                   fill={"t.n": "max(a)"})
         for value in ("1; DROP TABLE t", "1, 2", "1 FROM t --", "1) FROM t WHERE (0", "("):
             self.asks("CREATE TABLE t (a INT, n); CREATE TABLE old (b)", "fill", fill={"t.n": value})
@@ -5432,7 +5568,7 @@ class SchemaChanges(Case):
     def test_a_schema_file_that_needs_a_function_of_the_application_asks_for_a_connect(self):
         self.prepare()
         self.asks(self.before + "CREATE INDEX i ON users (lower(name) COLLATE german);",
-                  "no such collation sequence: german. Nothing was written. Give a connect")
+                  "no such collation sequence: german. Nothing was written. If this is no typing error, give a connect")
 
     @posix_only
     def test_many_who_create_the_next_script_at_once_get_a_number_each(self):
@@ -6005,6 +6141,23 @@ class Refusals(Case):
             self.refuses(self.go(*arguments), "x.db is not a database")
         self.assertEqual(Path("x.db").read_text(), "x")
 
+    def test_a_comment_that_does_not_end_would_swallow_the_rest(self):
+        self.create()
+        for head in ("", "PRAGMA foreign_keys = ON;\n", "-- fastmigrate: no-transaction\n"):
+            self.script("0001-a.sql", f"{head}CREATE TABLE a (x);\n/* todo\nINSERT INTO a VALUES (5);\n")
+            self.refuses(self.go(), f"m/0001-a.sql:{2 + bool(head)}: a comment begins here, and does "
+                         "not end", "x.db is still at version 0", "End it with */")
+        self.script("0001-a.sql", "CREATE TABLE a (x); /* a */ -- /* b\nINSERT INTO a VALUES ('/*')")
+        self.works(self.go())
+        self.assertEqual(self.sql("SELECT x FROM a"), [("/*",)])
+
+    def test_an_empty_file_gets_no_version_but_0_by_hand(self):
+        Path("x.db").touch()
+        self.refuses(self.go("--set-version", 3), "x.db is empty", "--createdb")
+        self.assertEqual(os.path.getsize("x.db"), 0)
+        self.works(self.go("--set-version", 0))
+        self.assertEqual(self.version(), 0)
+
     def test_no_error_is_its_own_cause(self):
         self.sql("CREATE TABLE t (x)")
         for call in (fastmigrate.get_db_version, fastmigrate.ensure_versioned_db,
@@ -6428,7 +6581,7 @@ class StartUp(Case):
         for name in ("0002-b.sql", "0002-b.py", "0002-b.sh"):
             for target in ("nowhere", name):
                 os.symlink(target, f"m/{name}")
-                self.refuses(self.go(), f"m/{name}: it cannot be read", "still at version 1")
+                self.refuses(self.go(), f"m/{name}: it is a link to ", "still at version 1")
                 os.unlink(f"m/{name}")
 
     def test_what_only_the_application_defines_is_named_with_the_way_to_give_it(self):
@@ -6560,7 +6713,7 @@ Wait for it to finish (if it is a connection of your own, commit), or raise the 
         self.sql("DELETE FROM _meta")
         self.says("""
 error: x.db has a damaged table _meta: it must be a table with one row, (1, version), and has no row. Rename \
-it if it is not fastmigrate's. Else delete all other rows, and set the version with set_db_version() or --set-version.
+it if it is not fastmigrate's. Else set the version with set_db_version() or --set-version.
 """)
 
     def test_of_the_migrations_directory(self):
