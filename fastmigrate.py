@@ -917,7 +917,7 @@ class _Run:
             warn(self.broken[-1])
         if lost:
             warn(f"{_cut(lost)}: dropped together with a table that a script has rebuilt. Create "
-                 "what is still needed in a further script.")
+                 "again what is still needed.")
 
 
 def _fail_if_version_changed(script: _Script, connection: sqlite3.Connection, *allowed: int,
@@ -2394,7 +2394,9 @@ PROBLEMS = {  # what a state of scripts means to a person, and what to do
                 "rename it again.) Unless production has it, give it the next free number{move}",
     "edited": "{names}: edited since applied to {db}, which does not have the change. Undo the "
               "edit, and put the change into a new migration. If {db} needs no change (after an "
-              "edit of a comment, say), run {program} --accept instead.",
+              "edit of a comment, say), run {program} --accept instead. If it was built with an "
+              "edit that is undone by now, build it anew, or make it fit (--verify tells), then "
+              "--accept.",
     "missing": "{names}: applied to {db}, but not in {folder} any more. Put back what is missing, "
                "because a new database would be built without it, or run {program} --accept.",
 }
@@ -2495,7 +2497,8 @@ def _describe_renumbered(states: list[_State], renumbered: dict[str, str], listi
                f"{db} lacks. (If a line fails, fix the cause, and paste all of them again: until "
                f"the last one, {db} does not know what ran.){commands}")
     else:
-        way = (f"Count it as applied under its new number:{commands}\nOr restore the old name"
+        way = (f"Count it as applied under its new number:{commands}\nOr, if no other database has "
+               "the new number, restore the old name"
                + _move_commands(listing.folder, [*renumbered], renumbered))
     return [f"{_list_renumbered(renumbered, renumbered, db)}. Nothing is run, or it would be "
             f"applied twice. (If it has to run again, add a comment to it.) {way}"]
@@ -4690,7 +4693,9 @@ class _Answers:
                 rows = scratch.execute(f"SELECT ({sql}\n) FROM {_quoted(table)}").fetchall()
             except (scratch.Error, scratch.Warning, ValueError) as error:
                 self.refuse(what, f"{str(error).rstrip('.')}. The value sees the tables of today, "
-                                  "with their new names")
+                                  "with their new names. For one from a new table, give a "
+                                  "placeholder such as 0; in the script, fill that table after its "
+                                  "CREATE, and put the SELECT in place of the 0")
             if rows:  # although the table is empty
                 self.refuse(what, "this is one value for the whole table. For one for each row, "
                                   "write (SELECT count(*) FROM ... WHERE ...)")
@@ -5250,8 +5255,8 @@ def _find_version(database: _Database, schema: Schema, listing: _Listing) -> int
     fitting = [version for version, diff in diffs.items() if not diff]
     if not fitting:
         nearest = min(reversed(diffs), key=lambda version: diffs[version].count("\n"))
-        way = ("write the next script so that it leads to this schema, and run this again"
-               if nearest == max(diffs) else f"set the version to {nearest} with --set-version, "
+        way = ("add a script that leads to this schema, for the other databases too, and run this "
+               "again" if nearest == max(diffs) else f"set the version to {nearest} with --set-version, "
                "and let the next script bring all databases to one schema")
         raise MigrationError(f"no version has the schema of {database.name}. The nearest:\n"
                              f"{diffs[nearest]}\nNothing was changed. Change the database to fit, "

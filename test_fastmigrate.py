@@ -6750,7 +6750,7 @@ error: there is no migrations directory m. Create it, or name another one (--mig
         self.says("""
 warning: 0003-x.sql: never run on x.db, which was already at a higher version. Unless production has it, renumber it above the latest script:
     mv m/0003-x.sql m/0006-x.sql
-warning: 0001-x.sql: edited since applied to x.db, which does not have the change. Undo the edit, and put the change into a new migration. If x.db needs no change (after an edit of a comment, say), run fastmigrate --db x.db --migrations m --accept instead.
+warning: 0001-x.sql: edited since applied to x.db, which does not have the change. Undo the edit, and put the change into a new migration. If x.db needs no change (after an edit of a comment, say), run fastmigrate --db x.db --migrations m --accept instead. If it was built with an edit that is undone by now, build it anew, or make it fit (--verify tells), then --accept.
 warning: 0002-x.sql: applied to x.db, but not in m any more. Put back what is missing, because a new database would be built without it, or run fastmigrate --db x.db --migrations m --accept.
 """, code=0)
         shutil.rmtree("m")
@@ -6776,7 +6776,7 @@ warning: x.db is at version 5, newer than the scripts in m, which end at 0. Use 
 error: 0004-jane.sql is already applied to x.db, as 0003-jane.sql. Nothing is run, or it would be applied twice. (If it has to run again, add a comment to it.) Count it as applied under its new number:
     fastmigrate --db x.db --migrations m --set-version 2 &&
     fastmigrate --db x.db --migrations m --set-version 4
-Or restore the old name:
+Or, if no other database has the new number, restore the old name:
     mv m/0004-jane.sql m/0003-jane.sql
 """)
         self.script("0003-rob.sql", "SELECT 4;")
