@@ -63,7 +63,7 @@ The code comes in this order: public calls; the run, SQL scripts, working
 copies; foreign keys, script files, history, the database file, scratch
 databases, processes, schemas, what no longer works, from schema.sql to a
 script, squash, enrolling, messages, the command line. The run, SQL
-scripts and working copies are 950 lines, and carry the promises. What comes
+scripts and working copies are 980 lines, and carry the promises. What comes
 after them can be skipped until it is needed.
 """
 
@@ -75,7 +75,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections import Counter, namedtuple  # sqlite3 imports collections, too
+from collections import Counter, deque, namedtuple  # sqlite3 imports collections, too
 from operator import attrgetter, methodcaller  # and collections this
 
 TYPE_CHECKING = False  # as in typing, which takes long to import
@@ -361,7 +361,8 @@ def verify(db_path: StrPath, migrations_dir: StrPath, *, connect: Connect = sqli
     version, (schema, history) = database.read(lambda connection, version: (
         _schema_without_tools(database, connection), _read_history(connection, version)))
     states = _compare_history(history, version, listing)
-    for problem in sum(_find_problems(states, listing, version, database), []):
+    for problem in sum(_find_problems(states, listing, version, database,
+                                      several=bool(database.report.target)), []):
         database.report.warn(problem)
     return _diff_schemas(_schema_of_scripts(folder, version, database.connect, database.report),
                          schema, f"the scripts up to {version}", database.name)
@@ -405,16 +406,21 @@ def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None
         _copy_database(copy, before)
         version, (schema, tables) = copy.read(_read_contents)
         run = _Run(copy, folder, to)
-        files = [database.path + end for end in ("", "-wal")]
-        original = [*map(_identify_content, files)]
+        files = [os.path.realpath(database.path) + end for end in ("", "-wal")]
+
+        def look() -> list[object]:  # who only reads makes an empty log
+            return [each[2] and each for each in map(_identify_content, files)]
+
+        original = look()
         try:
             run.run()
         finally:
-            untouched = original == [*map(_identify_content, files)]
+            untouched = original == look()
             if not untouched:
                 database.report.warn(
-                    f"{database.name} was changed during the rehearsal: by another program, or by "
-                    "a script that opens it in place of its first argument")
+                    f"the file of {database.name} was written during the rehearsal: by another "
+                    "program (in WAL mode, closing it is enough), or by a script that opens it in "
+                    "place of its first argument. If that is so, correct the script.")
         _, (new_schema, new_tables) = copy.read(_read_contents)
         with _closing(copy.open()) as connection:
             connection.set_progress_handler(  # lets Ctrl-C in
@@ -649,16 +655,9 @@ _Plan = namedtuple("_Plan", "on_copy own_transaction statements_from",
                    defaults=(False, False, sys.maxsize))
 
 
-class _Applied:
-    """A script that was applied, as the history and the report need it."""
-
-    def __init__(self, script: _Script, checksum: str, seconds: float = 0, note: str = "",
-                 changes: _Changes | None = None) -> None:
-        self.script = script
-        self.checksum = checksum
-        self.seconds = seconds
-        self.note = note  # for the report
-        self.changes = changes  # None: not known
+# A script that was applied: the note is for the report; `changes` is None if it is not known what
+# the script changed.
+_Applied = namedtuple("_Applied", "script checksum seconds note changes", defaults=(None,))
 
 
 class _Run:
@@ -679,7 +678,7 @@ class _Run:
         self._shared_listing = listing  # that listing, if this is one of several databases
         self._backup_wanted = backup
         self._objects_before: list[Any] | None = None  # the schema when the run began
-        self._mode_set_for = 0  # for which script _set_head_mode() entered or left WAL mode last
+        self._mode_set_for = 0  # the script for which WAL mode was entered or left last, or 0
         self._mode_before = ""  # the journal mode before that was set
         self._plans: dict[int, _Plan] = {}  # by version, for scripts that were tried
         self._describe_work: Callable[[], str] = str  # for the progress
@@ -715,11 +714,11 @@ class _Run:
         """
         database = self.database
 
-        def read(connection: sqlite3.Connection, version: int) -> tuple[bool, History | None]:
+        def read(connection: sqlite3.Connection, version: int) -> tuple[bool, History]:
             pending = listing.latest > version and any(
                 version < number <= self.to for number in listing.names)
             if not pending and not listing.twins and _is_as_recorded(connection, version, listing):
-                return False, None
+                return False, {}
             return pending, _read_history(connection, version)
 
         self.version, (pending, history) = database.read(read)
@@ -728,10 +727,9 @@ class _Run:
                 f"{database.name} is at version {self.version}, beyond {self.to}. Nothing was "
                 "changed. There are no down migrations: restore a backup, with restore_db() or "
                 "--restore.", version=self.version)
-        states, several = list[_State](), bool(self._shared_listing)
-        thorough = pending or bool(listing.twins)
-        if history or thorough:
-            states = _compare_history(history or {}, self.version, listing, thorough)
+        several, thorough = bool(self._shared_listing), pending or bool(listing.twins)
+        states = (_compare_history(history, self.version, listing, thorough)
+                  if history or thorough else [])
         refusals, warnings = _find_problems(
             states, listing, self.version, database, several=several,
             of_directory=not several, to=self.to)
@@ -779,8 +777,8 @@ class _Run:
             except _LockedError as error:
                 if not self.applied:
                     raise  # it says that nothing was changed
-                raise _LockedError(error.who, f"{self.database.name} is at version {self.version}."
-                                   ) from None
+                raise _LockedError(error.who, f"This run has brought {self.database.name} to "
+                                   f"version {self.version}.") from None
             finally:
                 self.database.report.end_progress()
         if failure:
@@ -916,8 +914,8 @@ class _Run:
                 f"after {_blame(name, fault, ran)}, {fault}. Fix that in a further script.")
             warn(self.broken[-1])
         if lost:
-            warn(f"{_cut(lost)}: dropped together with a table that a script has rebuilt. Create "
-                 "again what is still needed.")
+            warn(f"{_cut(lost)}: dropped with its table, and not created again. Create what is "
+                 "still needed in a script.")
 
 
 def _fail_if_version_changed(script: _Script, connection: sqlite3.Connection, *allowed: int,
@@ -998,9 +996,10 @@ class _Batch:
             return False  # it was not run
         connection, authorizer, since = self._connection, self._authorizer, time.perf_counter()
         reading, header, blocks = self._run.read(script)
-        if self.done and (header.no_transaction or header.pragmas):
+        no_transaction = "no-transaction" in header.directives
+        if self.done and (no_transaction or header.pragmas):
             return False  # it was not run
-        if header.no_transaction:
+        if no_transaction:
             raise _Retry(script, on_copy=True)
         if "squashed" in header.directives and any(
                 kind == "table" for kind, *_ in _read_application(connection)):
@@ -1047,14 +1046,12 @@ class _Batch:
         for line, text in blocks:
             singly = line >= statements_from
             for number, piece in _statements(text, line) if singly else ((line, text),):
-                def execute(piece: str = piece) -> None:
-                    authorizer.execute(connection, piece)
-
                 try:
                     if singly:  # a database that the script has attached may be locked
-                        self._database.retry_while_locked(execute)
+                        self._database.retry_while_locked(
+                            lambda: authorizer.execute(connection, piece))  # noqa: B023
                     else:
-                        execute()
+                        authorizer.execute(connection, piece)
                 except self._database.errors as error:
                     if authorizer.needs_own_transaction:
                         raise _Retry(script, own_transaction=True) from None
@@ -1065,8 +1062,8 @@ class _Batch:
                     if singly or not isinstance(failure, _ScriptFailed):
                         raise failure from None
                     raise _Retry(script, statements_from=line) from None
-                if not self._connection.in_transaction:  # no way is known, but then nothing holds
-                    raise _Retry(script, on_copy=True)
+                if not connection.in_transaction:  # No script is known that ends it. But then
+                    raise _Retry(script, on_copy=True)  # nothing could be rolled back any more.
             self._run.tick()
 
     def roll_back(self) -> None:
@@ -1095,7 +1092,8 @@ CREATING = (sqlite3.SQLITE_CREATE_TABLE, sqlite3.SQLITE_CREATE_VTABLE, sqlite3.S
             sqlite3.SQLITE_CREATE_TRIGGER)
 DROPPING = (sqlite3.SQLITE_DROP_TABLE, sqlite3.SQLITE_DROP_VTABLE, sqlite3.SQLITE_DROP_VIEW,
             sqlite3.SQLITE_DROP_TRIGGER)
-# Functions whose result must not depend on whether the script before ran in the same run.
+# These functions count what a connection has done. A script that calls them gets a transaction of
+# its own, so that they never count an earlier script.
 COUNTERS = ("changes", "last_insert_rowid", "total_changes")
 
 
@@ -1110,14 +1108,14 @@ class _Authorizer:
     def __init__(self) -> None:
         self._is_on = False  # statements of a script are running
         self._expects_commit = False  # the next COMMIT is that with which executescript() begins
-        self._known: set[str] = set()  # tables, as they are written, for more INSERTs into which
-        # nothing is left to note or to deny
+        # Tables, spelled as in the statement: a further INSERT into one needs no check.
+        self._known: set[str] = set()
 
     def start(self, enforced: bool, is_first: bool) -> None:
         """Forget the script before. The next one `is_first` in its transaction or not, and foreign
         keys are `enforced` or not."""
         self.needs_autocommit = False  # a statement does not fit in a transaction
-        self.needs_own_transaction = False  # it asks what was done before on this connection
+        self.needs_own_transaction = False  # it calls one of COUNTERS
         self.denied = ""  # why a statement was denied for another reason
         self.stateful = False  # it changed the connection: settings, ATTACH, temporary tables
         self.changes = _Changes()
@@ -1885,15 +1883,9 @@ class _Script:
         self.is_sql = name.endswith(".sql")
 
 
-class _Header:
-    """How an SQL script begins: directives in its opening comment, the PRAGMAs that must run
-    before BEGIN, and the rest of the text."""
-
-    def __init__(self, directives: set[str], pragmas: list[tuple[int, str]], rest: str) -> None:
-        self.directives = directives
-        self.pragmas = pragmas  # (line, statement)
-        self.rest = rest
-        self.no_transaction = "no-transaction" in directives
+# How an SQL script begins: the directives in its opening comment, the PRAGMAs that must run before
+# BEGIN, as (line, statement), and the rest of the text.
+_Header = namedtuple("_Header", "directives pragmas rest")
 
 
 class _Reading:
@@ -1929,8 +1921,7 @@ class _Reading:
                     yield data
                     if (b" \n" in data or b"\t\n" in data or b"\r" in data or b"\f" in data
                             or b"\v" in data):
-                        lines = data.replace(b"\r", b"\n").split(b"\n")
-                        data = b"\n".join([line.rstrip() for line in lines])
+                        data = b"\n".join([line.rstrip() for line in data.split(b"\n")])
                     held += data
                     kept = held.rstrip()
                     crc = zlib.crc32(kept, crc)
@@ -1959,8 +1950,9 @@ class _Reading:
         """
         import re
         if self._script.name.lower().endswith(".down.sql"):
-            raise _ScriptFailed(self._script, "by its name, another tool's script to undo one",
-                                remedy="Delete or rename it")
+            raise _ScriptFailed(self._script, "its name ends in .down.sql, as that of "
+                                "another tool's script that undoes a migration",
+                                remedy="Delete it, or rename it if it is a migration")
         undo, undo_line = UNDO, 0
         for line, text in self._whole_statements():
             end = 0  # of the comment after which the script would undo itself
@@ -2003,10 +1995,12 @@ class _Reading:
                 first += text.count("\n", 0, cut)
                 text = text[cut:]
                 wanted = 2 * len(text)
-        for _, token, start in _tokens(text)[-1:] if "/*" in text else ():
-            if _is_open_comment(token):
+        import re
+        for found in re.finditer(QUOTED_OR_COMMENT, text, re.S) if "/*" in text else ():
+            if _is_open_comment(found.group()):
                 raise _ScriptFailed(self._script, "a comment begins here, and does not end",
-                                    first + text.count("\n", 0, start), remedy="End it with */")
+                                    first + text.count("\n", 0, found.start()),
+                                    remedy="End it with */")
         if text:
             yield first, text
 
@@ -2169,8 +2163,8 @@ def _look_like_scripts(folder: str, others: list[str], no_scripts: bool) -> list
 
 
 def _scan_for(database: _Database, folder: str) -> _Listing:
-    """List the migrations directory. If there is none, the first error that a person has to hear
-    of may be that of the database, because to enroll it creates the directory."""
+    """List the migrations directory. If there is none, and the database is missing or unversioned
+    too, report that first: --enroll creates the directory."""
     try:
         return _scan(folder)
     except _MissingError:
@@ -2227,15 +2221,19 @@ def _shell_path(path: str) -> str:
 
 
 def _program_for(database: _Database, folder: str) -> str:
-    """Return the command line for a database and its scripts, ready to paste: as this process was
-    started, if it is a command line."""
-    spec, started = getattr(sys.modules["__main__"], "__spec__", None), "fastmigrate"
-    if spec and spec.name.rpartition(".")[2] == "fastmigrate":
-        started = f"python -m {spec.name}"  # also myapp.fastmigrate
-    elif not spec and not database.report.logged and sys.argv[0].endswith((".py", ".pyz")):
-        started = f"python {_shell_path(sys.argv[0])}"  # perhaps a program with its own `connect`
+    """Return the command line for a database and its scripts, ready to paste."""
     migrations = f" --migrations {_shell_path(folder)}" if folder != "migrations" else ""
-    return f"{started} --db {_shell_path(database.path_as_given)}{migrations}"
+    return f"{database.report.program} --db {_shell_path(database.path_as_given)}{migrations}"
+
+
+def _started_as() -> str:
+    """Return how this process was started, if it is the command line."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec and spec.name.rpartition(".")[2] == "fastmigrate":
+        return f"python -m {spec.name}"  # also myapp.fastmigrate
+    if (not spec or spec.name == "__main__") and sys.argv[0].endswith((".py", ".pyz")):
+        return f"python {_shell_path(sys.argv[0])}"  # perhaps a program with its own `connect`
+    return "fastmigrate"
 
 
 def _move_commands(folder: str, names: list[str], new_names: dict[str, str]) -> str:
@@ -2494,8 +2492,8 @@ def _describe_renumbered(states: list[_State], renumbered: dict[str, str], listi
         way = f"Restore a backup of {db} from before version {first}, or create {db} anew."
     elif lacking:
         way = (f"Stop the application. Run {_cut([each.name for each in lacking])} alone, which "
-               f"{db} lacks. (If a line fails, fix the cause, and paste all of them again: until "
-               f"the last one, {db} does not know what ran.){commands}")
+               f"{db} lacks. (If a line fails, fix the cause, and go on with that line. Until "
+               f"the last one has succeeded, run nothing else on {db}.){commands}")
     else:
         way = (f"Count it as applied under its new number:{commands}\nOr, if no other database has "
                "the new number, restore the old name"
@@ -2870,11 +2868,8 @@ class _Database:
 
     def execute_patiently(self, connection: sqlite3.Connection, statement: str) -> None:
         """Execute a statement that begins or ends a transaction, or is outside of one."""
-        def execute() -> None:
-            for _ in connection.execute(statement):
-                pass  # memory must not hold all rows of a SELECT
-
-        self.retry_while_locked(execute)
+        # Not fetchall(): memory must not hold all rows of a SELECT.
+        self.retry_while_locked(lambda: deque(connection.execute(statement), maxlen=0))
 
     def prepare_for_writing(self, connection: sqlite3.Connection) -> str:
         return self.retry_while_locked(  # to read the mode takes a lock
@@ -3036,8 +3031,8 @@ def _read_version(connection: sqlite3.Connection, name: str) -> int:
 class _LockedError(MigrationError):
     """Another connection has held the database for longer than the timeout."""
 
-    remedy = ("Wait for it to finish (if it is a connection of your own, commit), or raise the "
-              "timeout (--timeout, or timeout= of migrate())")
+    remedy = ("If it is a connection of your own, commit first. Else wait for it to finish, or "
+              "raise the timeout (--timeout, or timeout= of migrate())")
 
     def __init__(self, who: str, state: str = "Nothing was changed.") -> None:
         super().__init__(f"database is locked: {who}. {state} {self.remedy}, then run this again.")
@@ -3163,7 +3158,7 @@ def _back_up(database: _Database, ending: str = ".backup", tries_left: int = 2) 
         if os.path.exists(new) or not tries_left:
             raise MigrationError(f"no backup of {database.name} could be made: "
                                  f"{_explain(error, name=database.name)}") from error
-        # Else another process, which was about to run a script on a copy, took ours for a leftover.
+        # Else another process removed our copy as a leftover: try again.
     finally:
         _remove_database(new)
     return _back_up(database, ending, tries_left - 1)
@@ -3291,8 +3286,9 @@ def _set_aside(file: str, seen: tuple[int, int, int], moved: list[tuple[str, str
     .before-restore. Append (old name, new name) of each to `moved`. Raise FileExistsError if it is
     no longer the file that was `seen`.
 
-    The database goes first: without it, nobody can use its log. If there is one again by then,
-    another process has just created it, and a log that differs is of that one.
+    The database goes first: without it, nobody can use its log. If a database is there again by
+    then, another process has just created it, and a log that differs from the one seen before
+    belongs to it.
     """
     logs = {end: _identify_content(file + end) for end in SIDE_FILES if os.path.exists(file + end)}
     if not logs and not os.path.lexists(file):
@@ -3315,7 +3311,8 @@ def _set_aside(file: str, seen: tuple[int, int, int], moved: list[tuple[str, str
 
 def _put_back(file: str, moved: list[tuple[str, str]]) -> None:
     """Undo _set_aside() as far as no other process has created a database there; leave the rest
-    in `moved`. A log that had no database stays aside: SQLite would apply it to the new one."""
+    in `moved`. If only a log was moved, leave it there, because beside a new database SQLite
+    would apply it."""
     if moved and moved[0][0] != file:
         moved[:] = [each for each in moved if os.path.lexists(each[1])]
         return
@@ -3441,7 +3438,7 @@ def _has_access_list(path: str) -> bool:
 
 def _take_stamped_name(path: str, ending: str, take: Callable[[str], None]) -> str:
     """Call `take` with a name that is made of that of a database, the time, and an ending, until
-    the name is free. Return the part of it behind the path of the database."""
+    the name is free. Return what was appended to the path of the database."""
     now = int(time.time())
     while True:
         stamp = time.strftime(".%Y%m%d_%H%M%S", time.localtime(now)) + ending
@@ -4113,7 +4110,7 @@ class _EmptyCopy:
                 execute(f"DROP TRIGGER {_quoted(other)}")
             execute(sql)
             rows = execute(f"PRAGMA main.table_xinfo({quoted})").fetchall()
-            names = {_fold(row[1]) for row in rows}
+            names = {"rowid", "oid", "_rowid_", *(_fold(row[1]) for row in rows)}
             columns = [_quoted(row[1]) for row in rows if not row[6]]  # not generated
             writes = {
                 "insert": f"INSERT INTO main.{quoted} DEFAULT VALUES",
@@ -4122,7 +4119,8 @@ class _EmptyCopy:
             # Behind the name, the event comes before all else that is called like one.
             texts = _texts(sql)[3:]
             event = next(filter(writes.__contains__, map(_fold, texts)))
-            reason = self._compile(writes[event]) or _find_lacking_column(texts, names)
+            reason = self._compile(writes[event]) or (
+                _find_lacking_column(texts, names) if event == "update" else "")
             # A trigger that writes to its own view may need one that we have dropped.
             return "" if _fold(reason).startswith(f"cannot modify {_fold(table)} ") else reason
         except self._connection.Error:
@@ -4143,7 +4141,7 @@ class _EmptyCopy:
         import re
         table = _fold(reason.partition("no such table: ")[2]).removeprefix("main.")
         # FROM series(1, 9), but not WITH series(n) AS (...)
-        function = rf"(\bfrom|\bjoin|,)\s*{re.escape(table)}\((?![^()]*\)\s*as\s*\()"
+        function = rf"(\bfrom|\bjoin|\bin|,|\()\s*{re.escape(table)}\((?![^()]*\)\s*as\s*\()"
         is_elsewhere = table in self._lacking or table.startswith("sqlite_") or table and any(
             re.search(function, sql) for sql in self._views.values())
         return "" if is_elsewhere or any(map(reason.__contains__, OF_THE_APPLICATION)) else reason
@@ -4153,11 +4151,10 @@ def _find_lacking_column(trigger: list[str], columns: set[str]) -> str:
     """Return what is wrong if a trigger is for an UPDATE OF a column that its table lacks, else "".
     SQLite takes such a trigger, and never runs it. `trigger` are the texts behind its name."""
     folded = [*map(_fold, trigger)]
-    start = folded.index("update") + 2 if "update" in folded else 0
-    if folded[start - 1:start] != ["of"]:
-        return ""
-    named = [_bare(text) for text in trigger[start:folded.index("on", start)] if text != ","]
-    return "".join([f"no such column: {name}" for name in named if _fold(name) not in columns][:1])
+    start = folded.index("update") + 1
+    named = trigger[start + 1:folded.index("on", start)] if folded[start] == "of" else []
+    return next((f"no such column: {_bare(text)}" for text in named
+                 if text != "," and _fold(_bare(text)) not in columns), "")
 
 
 def _find_fault_of_keys(connection: sqlite3.Connection, child: str, lacking: Container[str],
@@ -4176,17 +4173,18 @@ def _find_fault_of_keys(connection: sqlite3.Connection, child: str, lacking: Con
 def _lost_with_tables(connection: sqlite3.Connection, before: list[Any],
                       ran: list[tuple[str, _Changes | None]]) -> list[str]:
     """Return the indexes and triggers that scripts have dropped without naming them: DROP TABLE
-    drops those of its table too, and a rebuild has to create them again. (It is not known what a
-    script did on a copy.)"""
+    drops those of its table too, and a rebuild has to create them again. Nothing is returned if a
+    script ran on a copy, because it is not known what that script dropped."""
     before = [found for found in before if found[0] in ("index", "trigger")]
     if not before or any(changes is None for _, changes in ran):
         return []
     named = set[str]().union(*(changes.dropped for _, changes in ran if changes))
+    altered = named.union(*(changes.made for _, changes in ran if changes))
     now = connection.execute(SELECT_OBJECTS).fetchall()
     there = {(kind, _fold(name)) for kind, name, *_ in now}
     return [f"{kind} {name} of {table}" for kind, name, table, _ in before
             if (kind, _fold(name)) not in there and ("table", _fold(table)) in there
-            and _fold(name) not in named]
+            and _fold(name) not in named and _fold(table) in altered]
 
 
 def _blame(name: str, fault: str, ran: list[tuple[str, _Changes | None]]) -> str:
@@ -4373,11 +4371,14 @@ class _Change:
 
     def in_order_of_fills(self, changed: list[str], fills: dict[tuple[str, str], str],
                           ) -> list[str]:
-        """Return tables in an order in which each value to fill reads the other ones as they are
-        today."""
+        """Return the tables in such an order that each value to fill reads the other tables before
+        they change."""
         import graphlib
-        read = {table: {_fold(_bare(text)) for (of, _), sql in fills.items() if of == table
-                        for text in _texts(sql)} for table in changed}
+        read = {table: set[str]() for table in changed}
+        for (table, _), sql in fills.items():
+            words = {_fold(_bare(text)) for text in _texts(sql)}
+            if table in read and words & {"select", "in"}:  # else it reads its own row alone
+                read[table] |= words
         try:
             return [*graphlib.TopologicalSorter({
                 table: [other for other in changed if other != table and table in read[other]]
@@ -4385,7 +4386,7 @@ class _Change:
         except graphlib.CycleError:
             raise MigrationError(
                 f"the values to fill in {_cut(changed)} read each other's table. Nothing was "
-                "written. Add and fill columns in one script, and drop others in the next."
+                "written. Fill one of them in this script, and the other in the next."
                 ) from None
 
     def drop_others(self, kept: Schema, *kinds: str) -> None:
@@ -4407,7 +4408,7 @@ class _Change:
         wanted = {(of, _fold(other)) for of, other, *_ in _read_application(self.wanted)}
         verb = "replaces" if (kind, _fold(name)) in wanted else "drops"
         self.do(f"DROP {kind.upper()} {_name(name)}", f"{verb} the {kind} {name}")
-        if kind == "view":
+        if kind == "view" and verb == "replaces":
             self.renewed.add(_fold(name))
 
     def create_missing(self, *kinds: str) -> set[str]:
@@ -4476,8 +4477,9 @@ class _Change:
         self.notes.append(note)
         for key, text in {**old, **new}.items():
             if key not in new and key[0] == "column":
-                column = _read_columns(self.scratch, table)[key[1]].name
-                self.notes.append(f"drops the column {name}.{column}, with its data")
+                column = _read_columns(self.scratch, table)[key[1]]
+                self.notes.append(f"drops the column {name}.{column.name}"
+                                  + ", with its data" * (not column.is_generated))
             elif key not in new:
                 self.notes.append(f"removes from the definition of {name}: {text}")
             elif key not in old:
@@ -4507,8 +4509,8 @@ class _Change:
                 self.notes.append(f"replaces NULL in {table}.{column.name} by its default")
             if "--" in value:
                 value += "\n"  # the end of a comment
-            if was and column.is_rowid and value == name:
-                value = "''"  # with which NULL is refused as another type
+            if was and column.is_rowid and value:  # '' is refused as another type, unlike NULL
+                value = "''" if value == name else f"ifnull({value}, '')"
             if was:
                 value = name if value in ("", name) else f"ifnull({name}, {value})"
             if value and not column.is_generated:
@@ -4620,7 +4622,7 @@ class _Answers:
         if (table, "" if option == "fill" else column) not in self.titles:
             has_not = table if option == "fill" else text
             hint = "" if column or option == "fill" else (
-                ". (Name a column as TABLE.COLUMN; indexes, views and triggers need no answer)")
+                " (name a column as TABLE.COLUMN; indexes, views and triggers need no answer)")
             self.refuse(f"{option} {text}", f"the schema of the scripts has no {has_not}{hint}")
         return table, column
 
@@ -4697,20 +4699,21 @@ class _Answers:
                                   "placeholder such as 0; in the script, fill that table after its "
                                   "CREATE, and put the SELECT in place of the 0")
             if rows:  # although the table is empty
-                self.refuse(what, "this is one value for the whole table. For one for each row, "
-                                  "write (SELECT count(*) FROM ... WHERE ...)")
+                self.refuse(what, "this aggregate gives one value for the whole table. For a value "
+                                  "for each row, write (SELECT count(*) FROM ... WHERE ...)")
         return {self.now(name): sql for name, sql in self.fills.items()}
 
 
 def _ask_for_value(title: str, column: _Column, has_values: bool) -> Iterator[str]:
     """Yield the lines of the question about a column that must not be NULL any more."""
     import re
-    kind, value = _fold(column.type), "''"
-    if kind == "blob" or re.search("int|real|num|floa|doub|dec|bool", kind):
-        value = "x''" if kind == "blob" else "0"
+    kind = _fold(column.type)
+    is_number = re.search("int|real|num|floa|doub|dec|bool", kind)
+    value = "x''" if kind == "blob" else "0" if is_number else "''"
     what = "What replaces NULL" if has_values else "What do the present rows get"
     yield f"  {title} must not be NULL and has no default. {what}, as SQL?"
-    yield _option("fill", title, value)
+    if not column.is_rowid:  # which needs another value in each row
+        yield _option("fill", title, value)
     if has_values:
         yield "  Or, if no row has NULL there, its own name: the script fails if one has"
         yield _option("fill", title, _name(column.name))
@@ -5256,8 +5259,8 @@ def _find_version(database: _Database, schema: Schema, listing: _Listing) -> int
     if not fitting:
         nearest = min(reversed(diffs), key=lambda version: diffs[version].count("\n"))
         way = ("add a script that leads to this schema, for the other databases too, and run this "
-               "again" if nearest == max(diffs) else f"set the version to {nearest} with --set-version, "
-               "and let the next script bring all databases to one schema")
+               "again" if nearest == max(diffs) else f"set the version to {nearest} with "
+               "--set-version, and let the next script bring all databases to one schema")
         raise MigrationError(f"no version has the schema of {database.name}. The nearest:\n"
                              f"{diffs[nearest]}\nNothing was changed. Change the database to fit, "
                              f"then run this again. Or {way}.")
@@ -5404,12 +5407,13 @@ ERRORS: dict[str | tuple[str, ...], tuple[str, str]] = {
                                "Name the database file with --db, give its key in connect, or "
                                "restore a backup with --restore"),
     ("no such module", "no such function", "no such collation sequence", "unknown function"): (
-        "{text}", "If this is no typing error, give a connect that provides it"),
+        "{text}", "Correct the name or, if the application provides it, pass its connect"),
     # ALTER TABLE compiles all views and triggers, not only those of the altered table.
     ("error in view", "error in trigger"): (
         "{text}", "Drop that view or trigger first, and create it again afterwards if it is still "
         "needed; or begin the script with the line `PRAGMA legacy_alter_table = ON;`"),
-    "UNIQUE constraint failed": ("{text}", "Remove duplicates first, in the same script"),
+    "UNIQUE constraint failed": ("{text}", "Change or remove the rows that have the same value, "
+                                  "earlier in the script"),
     ("database disk image is malformed", "malformed database schema"): (
         "{db} is damaged ({text})", "Restore a backup of it with --restore"),
     ("attempt to write a readonly database", "unable to open database file"): (
@@ -5468,7 +5472,8 @@ def _to_failure(database: _Database, script: _Script, error: BaseException,
     if statement and (isinstance(error, _LockedError) or _is_locked(error)):
         # We hold the lock of the script's own database, unless that is a copy.
         return _ScriptFailed(script, "database is locked: another connection holds a database that "
-                             "it has attached", line, statement, remedy=_LockedError.remedy)
+                             "it has attached (or it has attached its own)", line, statement,
+                             remedy=_LockedError.remedy)
     if isinstance(error, MigrationError) or not isinstance(
             error, database.errors + (sqlite3.Warning, MemoryError)):
         return error
@@ -5484,8 +5489,9 @@ def _to_failure(database: _Database, script: _Script, error: BaseException,
             "incomplete input" in what or "unrecognized token" in what):
         what = "the file ends within this statement, or within a quote in it"
     elif what.endswith("syntax error") and _fold(statement[:12]) == "alter table ":
-        remedy = ("SQLite can only rename a table, and add, rename or drop a column. For any other "
-                  "change, edit a schema file, and let --new WORDS --schema FILE write the script")
+        remedy = ("Fix the script. ALTER TABLE can rename a table, add or rename a column and, "
+                  "from SQLite 3.35 on, drop one; for any other change, let --new WORDS --schema "
+                  "FILE, or new_migration(schema=...), write the script")
     elif not statement and not remedy:
         what = f"it cannot be committed with its version: {what}"
     return _ScriptFailed(script, what, line, statement or None,
@@ -5580,19 +5586,20 @@ class _Report:
 
     def __init__(self, results: bool = False, shows_output: bool = False, logged: bool = True,
                  target: str = "", stop: Sequence[int] = (),
-                 said: set[str] | None = None) -> None:
+                 said: set[str] | None = None, program: str = "fastmigrate") -> None:
         self.results = results  # print on stdout what was done
         self.shows_output = shows_output  # show the output of scripts as it comes
         self.target = target  # " to NAME" where several databases are migrated
         self.stop = stop  # no longer empty when a signal has come
-        self.logged = logged  # warnings are logged, else they go to stderr
+        self.program = program  # how it was started, for commands to paste
+        self._logged = logged  # warnings are logged, else they go to stderr
         self._terminal = results and not logged and sys.stderr and sys.stderr.isatty()
         self._said = set[str]() if said is None else said  # the warnings that were shown
         self._due = 0.0  # when progress is shown next; 0 if nothing is in progress
 
     def of_scratch(self) -> _Report:
         """Return a report for the work on a scratch database: it shows the warnings alone."""
-        return _Report(logged=self.logged, stop=self.stop, said=self._said)
+        return _Report(logged=self._logged, stop=self.stop, said=self._said, program=self.program)
 
     def result(self, text: str) -> None:
         if self.results:
@@ -5604,7 +5611,7 @@ class _Report:
             return
         self._said.add(text)
         self.end_progress()
-        if self.logged:
+        if self._logged:
             _log("warning", text)
         else:
             _say(f"warning: {text}")
@@ -5762,6 +5769,7 @@ def _parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         is_given = getattr(arguments, option) != parser.get_default(option)
         if is_given and arguments.action not in actions:
             parser.error(f"--{option} is only for {', '.join(actions)}")
+    arguments.program = _started_as() if argv is None else "fastmigrate"
     arguments.config = config = _read_config(arguments.config)
     if arguments.migrations is None:
         arguments.migrations = config["migrations"]
@@ -5800,10 +5808,10 @@ def _read_config(named: str | None) -> dict[str, str]:
             if section != "paths" or key not in paths:
                 _say(f"warning: {path}: unknown key {key} in [{section}]. The keys are db, "
                      "migrations and schema in [paths].")
-            elif not value:
-                raise MigrationError(f"the config {path} gives no value for {key}. Nothing was "
-                                     "changed. Write one, or delete the line.")
-            else:
+            elif not value and key != "schema":
+                raise MigrationError(f"the line `{key} =` of the config {path} has no value. "
+                                     "Nothing was changed. Write a path there, or delete the line.")
+            elif value:
                 paths[key] = os.path.join(os.path.dirname(path), value)
     return paths
 
@@ -6028,7 +6036,8 @@ def _work_on_several(arguments: argparse.Namespace, connect: Connect, signals: l
         """Work on one of them, and return how many scripts were applied. If that fails, report
         why, and return None."""
         shows = arguments.verbose and not arguments.quiet
-        report = _Report(shows, shows, logged=False, target=f" to {path}", stop=signals)
+        report = _Report(shows, shows, logged=False, target=f" to {path}", stop=signals,
+                         program=arguments.program)
         try:
             report.check_stop()
             database = _Database(path, arguments.timeout, connect, report)
@@ -6156,7 +6165,8 @@ def _main(arguments: argparse.Namespace, connect: Connect, signals: list[int]) -
             stream.reconfigure(errors="backslashreplace")  # a path may hold any bytes
     if len(arguments.db) > 1:
         return _work_on_several(arguments, connect, signals)
-    report = _Report(not arguments.quiet, arguments.verbose, logged=False, stop=signals)
+    report = _Report(not arguments.quiet, arguments.verbose, logged=False, stop=signals,
+                     program=arguments.program)
     if arguments.db:
         database = _Database(arguments.db[0], arguments.timeout, connect, report)
         ACTIONS[arguments.action][0](_Command(arguments, database))

@@ -28,6 +28,7 @@ import threading
 import time
 import traceback
 import unittest
+import zipapp
 import zipfile
 from pathlib import Path
 from unittest import mock
@@ -2639,6 +2640,15 @@ class EndState(Case):
             if fault:
                 self.assertIn(f"trigger tr{number} does not compile: {fault}. Fix that", result.err)
 
+    def test_triggers_and_views_that_work_are_not_reported(self):
+        self.script("0002-b.sql", "CREATE TABLE of (x); CREATE TABLE t (a);"
+                    "CREATE TRIGGER i AFTER INSERT ON t BEGIN UPDATE of SET x = 1; END;"
+                    "CREATE TRIGGER r AFTER UPDATE OF rowid, A ON t BEGIN SELECT 1; END;"
+                    "CREATE VIEW v AS SELECT * FROM t WHERE a IN series(1, 9);"
+                    "CREATE VIEW w AS SELECT * FROM ( series (1, 9) );")
+        self.assertEqual(self.works(self.go()).err, "")
+        self.works(self.go("--check"))
+
     def test_a_name_within_another_view_does_not_hide_what_is_gone(self):
         self.script("0002-b.sql", "CREATE VIEW ok AS WITH x(a) AS (SELECT 1), gone(a) AS (SELECT 1)"
                     " SELECT * FROM gone; CREATE VIEW bad AS SELECT * FROM gone;"
@@ -2654,7 +2664,7 @@ class EndState(Case):
                     "ALTER TABLE tasks_new RENAME TO tasks;")
         again = "CREATE TRIGGER noted AFTER UPDATE ON tasks BEGIN SELECT 1; END;"
         for text, lost in (("", "index tasks_name of tasks, trigger noted of tasks: dropped"),
-                           (again, "warning: index tasks_name of tasks: dropped together with")):
+                           (again, "warning: index tasks_name of tasks: dropped with its table")):
             shutil.copy("x.db", "y.db")
             self.script("0003-c.sql", text)
             self.assertIn(lost, self.works(self.run_main("--db", "y.db", "--migrations", "m")).err)
@@ -3309,8 +3319,7 @@ class OtherTools(Case):
         self.script("0001-a.down.sql", "DROP TABLE a;")
         for command in re.findall("    mv (.*)", self.refuses(self.go(), "have the number 0001").err):
             os.rename(*command.split())
-        self.refuses(self.go(), "m/0001-a.down.sql: by its name, another tool's script to undo one",
-                     "Delete or rename it")
+        self.refuses(self.go(), "m/0001-a.down.sql: its name ends in .down.sql", "Delete it, or")
         self.assertEqual((self.version(), self.tables()), (0, set()))
 
     def test_the_section_is_found_in_a_long_script(self):
@@ -4020,14 +4029,33 @@ class Looking(Case):
     def test_a_rehearsal_reports_a_script_that_opens_the_database_itself(self):
         self.py_script("0005-b.py", "sqlite3.connect('x.db').execute('CREATE TABLE w (x)')")
         result = self.works(self.go("--rehearse"))
-        self.assertIn("warning: x.db was changed during the rehearsal: by another program, or by a "
-                      "script that opens it in place of its first argument\n", result.err)
+        self.assertIn("warning: the file of x.db was written during the rehearsal: by another program "
+                      "(in WAL mode, closing it is enough), or by a script that opens it in place of "
+                      "its first argument.", result.err)
         self.assertTrue(result.out.endswith("\nThis was a rehearsal on a copy of x.db.\n"), result)
         self.py_script("0005-b.py", "execute('CREATE TABLE v (x)')")
         for mode in ("delete", "wal"):
             self.sql(f"PRAGMA journal_mode = {mode}")
             result = self.works(self.go("--rehearse"))
             self.assertTrue(result.out.endswith("\nThis was a rehearsal: x.db is untouched.\n"), result)
+
+    def test_a_mere_reader_does_not_change_a_database_during_its_rehearsal(self):
+        self.sql("PRAGMA journal_mode = wal")
+        self.py_script("0005-b.py", "c = sqlite3.connect('x.db')",
+                       "c.execute('SELECT * FROM _meta').fetchall(); os._exit(0)")
+        self.assertIn("x.db is untouched", self.works(self.go("--rehearse")).out)
+
+    @posix_only
+    def test_a_change_behind_a_link_is_seen_during_a_rehearsal(self):
+        os.mkdir("r")
+        os.rename("x.db", "r/x.db")
+        os.symlink("r/x.db", "x.db")
+        self.sql("PRAGMA journal_mode = wal")
+        holder = sqlite3.connect("x.db")  # so that it stays in the log
+        self.addCleanup(holder.close)
+        holder.execute("SELECT * FROM _meta").fetchall()
+        self.py_script("0005-b.py", "with sqlite3.connect('x.db') as c: c.execute('CREATE TABLE w (x)')")
+        self.assertIn("the file of x.db was written", self.works(self.go("--rehearse")).err)
 
     def test_rehearse_shows_what_would_change_and_changes_nothing(self):
         self.script("0005-x.sql", "CREATE TABLE t5 (x); INSERT INTO t1 VALUES (1), (2);")
@@ -5123,9 +5151,10 @@ class SchemaChanges(Case):
         self.prepare("CREATE TABLE a (id INTEGER, x);", "INSERT INTO a VALUES (30, 1), (NULL, 2);")
         after = "CREATE TABLE a (id INTEGER PRIMARY KEY, x);"
         self.asks(after, "a.id must not be NULL", "--fill a.id=id")
-        self.write(after, fill={"a.id": "id"})
-        self.refuses(self.go(), "datatype mismatch")
-        os.unlink("m/0003-change.sql")
+        for own in ("id", '"id"', "ID", "a.id", "id -- itself", "nullif(x, 2)"):
+            self.write(after, fill={"a.id": own})
+            self.refuses(self.go(), "datatype mismatch")
+            os.unlink("m/0003-change.sql")
         self.change(after, fill={"a.id": "100 + x"})
         self.assertEqual(self.sql("SELECT * FROM a"), [(30, 1), (102, 2)])
 
@@ -5147,6 +5176,25 @@ class SchemaChanges(Case):
         self.asks("CREATE TABLE a (id INTEGER PRIMARY KEY, y); CREATE TABLE b (id INTEGER PRIMARY KEY, x);",
                   "read each other's table", drop=["b.p"],
                   fill={"a.y": "(SELECT p FROM b)", "b.x": "(SELECT max(id) FROM a)"})
+
+    def test_values_of_the_own_row_are_no_values_of_another_table(self):
+        self.prepare("CREATE TABLE author (id, book); CREATE TABLE book (id, author);",
+                     "INSERT INTO author VALUES (1, NULL); INSERT INTO book VALUES (1, 7);")
+        self.change("CREATE TABLE author (id, book, n NOT NULL); CREATE TABLE book (id, author, n NOT NULL);",
+                    fill={"author.n": "ifnull(book, 0)", "book.n": "ifnull(author, 'author')"})
+        self.assertEqual(self.sql("SELECT a.n, b.n FROM author a, book b"), [(0, 7)])
+
+    def test_only_what_can_have_changed_costs_and_is_named(self):
+        before = ("CREATE TABLE doc (id INTEGER PRIMARY KEY, t, g AS (t));\n"
+                  "CREATE VIEW dv AS SELECT id, t FROM doc;\nCREATE VIEW other AS SELECT 1;\n"
+                  "CREATE VIRTUAL TABLE f USING fts5 (t, content='dv', content_rowid='id');\n")
+        if not known("CREATE TABLE t (a, b AS (a))"):
+            self.skipTest("no generated columns")
+        self.prepare(before, "SELECT 1;")
+        self.assertNotIn("rebuild", self.change(before.replace("CREATE VIEW other AS SELECT 1;\n", "")))
+        self.change("CREATE TABLE doc (id INTEGER PRIMARY KEY, t);\n" + before.split("\n", 1)[1],
+                    drop=["doc.g"])
+        self.assertIn("drops the column doc.g\n", self.notes + "\n")
 
     def test_what_an_index_loses_is_named(self):
         before = ("CREATE TABLE doc (id INTEGER PRIMARY KEY, t);\n"
@@ -5568,7 +5616,7 @@ class SchemaChanges(Case):
     def test_a_schema_file_that_needs_a_function_of_the_application_asks_for_a_connect(self):
         self.prepare()
         self.asks(self.before + "CREATE INDEX i ON users (lower(name) COLLATE german);",
-                  "no such collation sequence: german. Nothing was written. If this is no typing error, give a connect")
+                  "no such collation sequence: german. Nothing was written. Correct the name or, if")
 
     @posix_only
     def test_many_who_create_the_next_script_at_once_get_a_number_each(self):
@@ -5648,6 +5696,16 @@ class Several(Case):
         self.assertEqual(result.out, "3 databases done\n")
         self.assertEqual(os.listdir("m"), ["0001-initialize.sql"])
         self.assertEqual([self.version(name) for name in names], [1, 1, 1])
+
+    def test_verifying_several_suggests_no_new_names(self):
+        self.script("0003-c.sql", "CREATE TABLE c (x);")
+        for name in ("x.db", "y.db"):
+            self.create(name)
+            migrate(name, "m")
+        self.script("0002-b.sql", "")
+        result = self.works(self.run_main("--db", "x.db", "y.db", "--migrations", "m", "--verify"))
+        self.assertIn("0002-b.sql: never run on y.db", result.err)
+        self.assertNotIn("mv ", result.err)
 
     def test_each_failure_tells_its_database_and_its_reason(self):
         for name in ("x.db", "y.db"):
@@ -6141,6 +6199,22 @@ class Refusals(Case):
             self.refuses(self.go(*arguments), "x.db is not a database")
         self.assertEqual(Path("x.db").read_text(), "x")
 
+    def test_commands_to_paste_begin_as_the_program_was_started(self):
+        self.create()
+        self.script("0001-a.sql", "CREATE TABLE a (x);")
+        main = f"import sys; sys.path.insert(0, {str(MODULE.parent)!r}); import fastmigrate; "
+        Path("db.py").write_text(main + "sys.exit(fastmigrate.main())")
+        Path("server.py").write_text(main + "sys.exit(fastmigrate.main(sys.argv[1:]))")
+        os.mkdir("app")
+        Path("app/__main__.py").write_text(main + "sys.exit(fastmigrate.main())")
+        zipapp.create_archive("app", "app.pyz")
+        for start, shown in (("db.py", "python db.py"), ("server.py", "fastmigrate"),
+                             ("app.pyz", "python app.pyz"), (MODULE, f"python {MODULE}")):
+            done = subprocess.run([sys.executable, start, "--db", "x.db", "--migrations", "m", "--check"],
+                                  capture_output=True, text=True)
+            self.assertEqual(done.stderr, "error: x.db: 1 pending: 0001-a.sql. Run "
+                             f"{shown} --db x.db --migrations m\n")
+
     def test_a_comment_that_does_not_end_would_swallow_the_rest(self):
         self.create()
         for head in ("", "PRAGMA foreign_keys = ON;\n", "-- fastmigrate: no-transaction\n"):
@@ -6176,10 +6250,10 @@ class Refusals(Case):
         self.create()
         self.script("0001-a.sql", "CREATE TABLE a (x); INSERT INTO a VALUES (1), (1);")
         self.script("0002-b.sql", "CREATE UNIQUE INDEX ax ON a (x);")
-        self.refuses(self.go(), "UNIQUE constraint failed", "Remove duplicates first, in the same script")
+        self.refuses(self.go(), "UNIQUE constraint failed", "Change or remove the rows that have the same")
         self.script("0002-b.sql", "ALTER TABLE a ALTER COLUMN x SET NOT NULL;")
         self.refuses(self.go(), "m/0002-b.sql:1: near \"ALTER\": syntax error",
-                     "let --new WORDS --schema FILE write the script, then run this again.")
+                     "let --new WORDS --schema FILE, or new_migration(schema=...), write the script, then")
 
     def test_the_url_of_any_database_is_no_path(self):
         for url in ("sqlite+pysqlite:///x.db", "libsql://x", "postgres://x/y"):
@@ -6707,7 +6781,7 @@ error: x.db is not a database, or is encrypted. Nothing was changed. Name the da
         holder.execute("BEGIN EXCLUSIVE")
         self.says("""
 error: database is locked: another connection has held x.db for more than 0 s. Nothing was changed. \
-Wait for it to finish (if it is a connection of your own, commit), or raise the timeout (--timeout, or timeout= of migrate()), then run this again.
+If it is a connection of your own, commit first. Else wait for it to finish, or raise the timeout (--timeout, or timeout= of migrate()), then run this again.
 """, "--timeout", "0")
         holder.close()
         self.sql("DELETE FROM _meta")
