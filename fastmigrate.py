@@ -1062,8 +1062,10 @@ class _Batch:
                     if singly or not isinstance(failure, _ScriptFailed):
                         raise failure from None
                     raise _Retry(script, statements_from=line) from None
-                if not connection.in_transaction:  # No script is known that ends it. But then
-                    raise _Retry(script, on_copy=True)  # nothing could be rolled back any more.
+                # No script is known that ends the transaction. If one does, nothing could be rolled
+                # back any more.
+                if not connection.in_transaction:
+                    raise _Retry(script, on_copy=True)
             self._run.tick()
 
     def roll_back(self) -> None:
@@ -2199,8 +2201,8 @@ def _describe_twins(listing: _Listing, db: str = "", applied: Iterable[str] = ()
         elif len(checksums) == 1 and checksums.pop().strip("0-"):
             text += "They are the same: delete all but one."
         else:
-            text += "Renumber one that production does not have (and any later script of yours " \
-                    "that needs it)" + _move_commands(listing.folder, names, new_names or {})
+            text += ("Renumber one that production does not have (and any later script of yours "
+                     f"that needs it){_move_commands(listing.folder, names, new_names or {})}")
         texts.append(text)
     return texts
 
