@@ -3308,6 +3308,8 @@ def _set_aside(file: str, seen: tuple[int, int, int], moved: list[tuple[str, str
                                             or not os.path.lexists(file)):
             moved.append((file + end, kept + end))
             os.replace(file + end, kept + end)
+            if _identify_content(kept + end) != logs.get(end) and os.path.lexists(file):
+                _give_name(kept + end, file + end)  # of a database that was created just now
     _sync(os.path.dirname(file) or ".")
 
 
