@@ -5493,9 +5493,9 @@ def _to_failure(database: _Database, script: _Script, error: BaseException,
             "incomplete input" in what or "unrecognized token" in what):
         what = "the file ends within this statement, or within a quote in it"
     elif what.endswith("syntax error") and _fold(statement[:12]) == "alter table ":
-        remedy = ("Fix the script. ALTER TABLE can rename a table, add or rename a column and, "
-                  "from SQLite 3.35 on, drop one; for any other change, let --new WORDS --schema "
-                  "FILE, or new_migration(schema=...), write the script")
+        remedy = ("Fix the script. For a change that ALTER TABLE cannot make in SQLite "
+                  f"{sqlite3.sqlite_version}, let --new WORDS --schema FILE, or "
+                  "new_migration(schema=...), write the script")
     elif not statement and not remedy:
         what = f"it cannot be committed with its version: {what}"
     return _ScriptFailed(script, what, line, statement or None,

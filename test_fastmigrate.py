@@ -6251,8 +6251,8 @@ class Refusals(Case):
         self.script("0001-a.sql", "CREATE TABLE a (x); INSERT INTO a VALUES (1), (1);")
         self.script("0002-b.sql", "CREATE UNIQUE INDEX ax ON a (x);")
         self.refuses(self.go(), "UNIQUE constraint failed", "Change or remove the rows that have the same")
-        self.script("0002-b.sql", "ALTER TABLE a ALTER COLUMN x SET NOT NULL;")
-        self.refuses(self.go(), "m/0002-b.sql:1: near \"ALTER\": syntax error",
+        self.script("0002-b.sql", "ALTER TABLE a MODIFY x TEXT NOT NULL;")
+        self.refuses(self.go(), "m/0002-b.sql:1: near \"MODIFY\": syntax error",
                      "let --new WORDS --schema FILE, or new_migration(schema=...), write the script, then")
 
     def test_the_url_of_any_database_is_no_path(self):
