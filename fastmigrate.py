@@ -728,6 +728,9 @@ class _Run:
                 "changed. There are no down migrations: restore a backup, with restore_db() or "
                 "--restore.", version=self.version)
         several, thorough = bool(self._shared_listing), pending or bool(listing.twins)
+        if not (history or thorough or listing.ignored or self.version > listing.latest):
+            self._check_squash()
+            return False  # as at nearly every start
         states = (_compare_history(history, self.version, listing, thorough)
                   if history or thorough else [])
         refusals, warnings = _find_problems(
