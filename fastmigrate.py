@@ -406,21 +406,7 @@ def rehearse(db_path: StrPath, migrations_dir: StrPath, *, to: int | None = None
         _copy_database(copy, before)
         version, (schema, tables) = copy.read(_read_contents)
         run = _Run(copy, folder, to)
-        files = [os.path.realpath(database.path) + end for end in ("", "-wal")]
-
-        def look() -> list[object]:  # who only reads makes an empty log
-            return [each[2] and each for each in map(_identify_content, files)]
-
-        original = look()
-        try:
-            run.run()
-        finally:
-            untouched = original == look()
-            if not untouched:
-                database.report.warn(
-                    f"the file of {database.name} was written during the rehearsal: by another "
-                    "program (in WAL mode, closing it is enough), or by a script that opens it in "
-                    "place of its first argument. If that is so, correct the script.")
+        untouched = _run_beside(run, database)
         _, (new_schema, new_tables) = copy.read(_read_contents)
         with _closing(copy.open()) as connection:
             connection.set_progress_handler(  # lets Ctrl-C in
@@ -5298,6 +5284,27 @@ def _write_first_script(database: _Database, schema: Schema, folder: str) -> str
 
 
 # -------------------------------------------------------------- rehearsing
+
+
+def _run_beside(run: _Run, original: _Database) -> bool:
+    """Run scripts on a copy of a database. Return whether the database stayed as it was meanwhile;
+    warn if it did not, even if a script failed."""
+    files = [os.path.realpath(original.path) + end for end in ("", "-wal")]
+
+    def look() -> list[object]:  # who only reads makes an empty log
+        return [each[2] and each for each in map(_identify_content, files)]
+
+    before = look()
+    try:
+        run.run()
+    finally:
+        is_same = look() == before
+        if not is_same:
+            original.report.warn(
+                f"the file of {original.name} was written during the rehearsal: by another "
+                "program (in WAL mode, closing it is enough), or by a script that opens it in "
+                "place of its first argument. If that is so, correct the script.")
+    return is_same
 
 
 def _read_contents(connection: sqlite3.Connection, version: int,
